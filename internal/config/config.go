@@ -1,0 +1,173 @@
+// Package config is ds01.yaml: its shape, its defaults, what is allowed in it.
+// It reads the file and nothing else; what a setting does is written where it
+// is used.
+package config
+
+import "time"
+
+// A Config is one ds01.yaml. Load returns it complete: every setting the file
+// leaves out has its default. It is not changed after that, so that many may
+// read it at once.
+type Config struct {
+	Listen      string             `yaml:"listen"`
+	ControlName string             `yaml:"control_name"`
+	AdminGroup  string             `yaml:"admin_group"` // host group whose accounts are admins at the host's socket
+	StateDir    string             `yaml:"state_dir"`
+	RunDir      string             `yaml:"run_dir"`
+	Workspaces  string             `yaml:"workspaces"` // template: {owner}, {project}
+	Homes       string             `yaml:"homes"`      // template: {user}
+	Home        Home               `yaml:"home"`
+	Image       string             `yaml:"image"`
+	Agent       string             `yaml:"agent"`
+	Docker      Docker             `yaml:"docker"`
+	GPUs        GPUs               `yaml:"gpus"`
+	UIDs        UIDs               `yaml:"uids"`
+	SSH         SSH                `yaml:"ssh"`
+	Limits      Limits             `yaml:"limits"`
+	Roles       map[string]Overlay `yaml:"roles"` // what differs from Limits, by role
+	Users       map[string]Overlay `yaml:"users"` // what differs from the role, by user
+}
+
+// Home says what of a user's home outlives their containers.
+type Home struct {
+	Persist []string `yaml:"persist"` // paths relative to $HOME, kept under Homes
+}
+
+// Docker says where the engine is.
+type Docker struct {
+	Host string `yaml:"host"` // "" is $DOCKER_HOST or the local socket
+}
+
+// GPUs says where GPUs come from.
+type GPUs struct {
+	Probe     string `yaml:"probe"`     // auto, nvml, simulated or none
+	Simulated int    `yaml:"simulated"` // how many, for probe: simulated
+}
+
+// UIDs is the range from which users without a host account get a uid.
+type UIDs struct {
+	First int `yaml:"first"`
+	Last  int `yaml:"last"`
+}
+
+// SSH bounds what strangers and clients may do at the front door.
+type SSH struct {
+	AcceptEnv        []string `yaml:"accept_env"`         // patterns, as sshd's AcceptEnv
+	HandshakeTimeout Duration `yaml:"handshake_timeout"`  // from accept to authenticated
+	MaxStartups      int      `yaml:"max_startups"`       // unauthenticated connections at once
+	MaxPerSource     int      `yaml:"max_per_source"`     // … from one address
+	KeepaliveEvery   Duration `yaml:"keepalive_interval"` // a client that misses four is gone
+}
+
+// Limits bound one user. See Policy for how they are layered.
+type Limits struct {
+	GPUs        int      `yaml:"gpus"`         // at once, over all of a user's sessions; 0 is none
+	Sessions    int      `yaml:"sessions"`     // at once; 0 is none
+	CPUs        float64  `yaml:"cpus"`         // per session, as all below; 0 is no limit
+	Memory      Bytes    `yaml:"memory"`       // 0 is no limit
+	Shm         Bytes    `yaml:"shm"`          // 0 is the engine's default
+	Pids        int      `yaml:"pids"`         // 0 is no limit
+	NoFile      int      `yaml:"nofile"`       // 0 is the engine's default
+	IdleTimeout Duration `yaml:"idle_timeout"` // 0 is never
+	MaxLifetime Duration `yaml:"max_lifetime"` // 0 is for ever
+	KeepMax     Duration `yaml:"keep_max"`     // 0 is that nobody may keep
+	StopGrace   Duration `yaml:"stop_grace"`   // from SIGTERM to SIGKILL
+}
+
+// A Policy is what one user gets: limits for everybody, overridden key by key
+// by their role, and that by their own entry.
+type Policy struct {
+	Limits
+	Image string // "" is the site's
+	Root  bool   // whether shells run as root in the container
+}
+
+// An Overlay is the part of a Policy that a role's or user's entry sets. What
+// it leaves out is nil, which is not the same as zero: idle_timeout: 0 means
+// never.
+type Overlay struct {
+	GPUs        *int      `yaml:"gpus,omitempty"`
+	Sessions    *int      `yaml:"sessions,omitempty"`
+	CPUs        *float64  `yaml:"cpus,omitempty"`
+	Memory      *Bytes    `yaml:"memory,omitempty"`
+	Shm         *Bytes    `yaml:"shm,omitempty"`
+	Pids        *int      `yaml:"pids,omitempty"`
+	NoFile      *int      `yaml:"nofile,omitempty"`
+	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
+	MaxLifetime *Duration `yaml:"max_lifetime,omitempty"`
+	KeepMax     *Duration `yaml:"keep_max,omitempty"`
+	StopGrace   *Duration `yaml:"stop_grace,omitempty"`
+	Image       *string   `yaml:"image,omitempty"`
+	Root        *bool     `yaml:"root,omitempty"`
+}
+
+// Default returns the settings of an empty ds01.yaml, each time a new one. It
+// lacks workspaces, the one setting that only the site can know.
+func Default() *Config {
+	return &Config{
+		Listen:      ":2222",
+		ControlName: "ds01",
+		AdminGroup:  "ds01-admin",
+		StateDir:    "/var/lib/ds01",
+		RunDir:      "/run/ds01",
+		Homes:       "/srv/ds01/homes/{user}",
+		Home:        Home{Persist: []string{".vscode-server", ".cursor-server", ".cache/JetBrains"}},
+		Image:       "ds01/base:latest",
+		GPUs:        GPUs{Probe: "auto"},
+		UIDs:        UIDs{First: 200000, Last: 299999},
+		SSH: SSH{
+			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM"},
+			HandshakeTimeout: Duration(20 * time.Second),
+			MaxStartups:      100,
+			MaxPerSource:     20,
+			KeepaliveEvery:   Duration(25 * time.Second),
+		},
+		Limits: Limits{
+			GPUs:        1,
+			Sessions:    3,
+			CPUs:        8,
+			Memory:      32 << 30,
+			Shm:         16 << 30,
+			Pids:        16384,
+			NoFile:      65536,
+			IdleTimeout: Duration(30 * time.Minute),
+			MaxLifetime: Duration(24 * time.Hour),
+			KeepMax:     Duration(72 * time.Hour),
+			StopGrace:   Duration(60 * time.Second),
+		},
+		Roles: map[string]Overlay{},
+		Users: map[string]Overlay{},
+	}
+}
+
+// Policy returns what user, who has role, gets. Names that the file does not
+// mention add nothing.
+func (c *Config) Policy(role, user string) Policy {
+	p := Policy{Limits: c.Limits}
+	p.overlay(c.Roles[role])
+	p.overlay(c.Users[user])
+	return p
+}
+
+// overlay sets in p what o has.
+func (p *Policy) overlay(o Overlay) {
+	override(&p.GPUs, o.GPUs)
+	override(&p.Sessions, o.Sessions)
+	override(&p.CPUs, o.CPUs)
+	override(&p.Memory, o.Memory)
+	override(&p.Shm, o.Shm)
+	override(&p.Pids, o.Pids)
+	override(&p.NoFile, o.NoFile)
+	override(&p.IdleTimeout, o.IdleTimeout)
+	override(&p.MaxLifetime, o.MaxLifetime)
+	override(&p.KeepMax, o.KeepMax)
+	override(&p.StopGrace, o.StopGrace)
+	override(&p.Image, o.Image)
+	override(&p.Root, o.Root)
+}
+
+func override[T any](value, with *T) {
+	if with != nil {
+		*value = *with
+	}
+}
