@@ -1,0 +1,158 @@
+// Package agent is the way into a container: the protocol between the gateway
+// and ds01-agent, process 1 in every container, with both ends of it. The
+// gateway asks, the agent opens the thing inside and hands over the open
+// descriptor; see the type request. Client is the gateway's end and trusts
+// nothing that comes back. Server is the agent's end and answers root alone.
+//
+// The package imports nothing of ours but fdmsg, so that the agent stays a
+// small static program.
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	// MountDir is where the directory of NewClient is mounted in the container.
+	MountDir = "/run/ds01"
+	// Binary is where ds01-agent is mounted in the container, read-only.
+	Binary = "/.ds01/agent"
+
+	socketName = "agent.sock"
+	configName = "config.json"
+)
+
+// A Config tells the agent whom the container is for.
+type Config struct {
+	User     string   // the user's name; made in the container if the image lacks it
+	UID, GID int      // the user's, on the host and in the container
+	Root     bool     // whether commands run as root instead
+	Home     string   // where the user's kept home is mounted in the container, or ""
+	Persist  []string // paths under $HOME that are links into Home
+}
+
+// WriteConfig writes c to dir, where the agent reads it at start. Only root
+// can read it in the container.
+func WriteConfig(dir string, c Config) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, configName), b, 0o600)
+}
+
+// ReadConfig reads what WriteConfig wrote to dir.
+func ReadConfig(dir string) (Config, error) {
+	var c Config
+	b, err := os.ReadFile(filepath.Join(dir, configName))
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("read %s: %w", configName, err)
+	}
+	return c, c.check()
+}
+
+// check refuses what would break the account files or leave the home.
+func (c Config) check() error {
+	if c.User == "" || len(c.User) > 256 || strings.ContainsFunc(c.User, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune(`:/,\`, r)
+	}) {
+		return fmt.Errorf("agent config: bad user name %q", c.User)
+	}
+	if c.UID < 0 || c.GID < 0 {
+		return fmt.Errorf("agent config: bad ids %d:%d", c.UID, c.GID)
+	}
+	for _, p := range c.Persist {
+		if !filepath.IsLocal(p) || filepath.Clean(p) == "." {
+			return fmt.Errorf("agent config: %q is not a path below the home", p)
+		}
+	}
+	return nil
+}
+
+// A Command is what is to run. The zero Command is the user's login shell
+// without a terminal.
+type Command struct {
+	Args []string // program and arguments; nil for Line or the login shell
+	Line string   // if not "", run as SHELL -c LINE, verbatim, by the user's shell
+	Env  []string // NAME=value, over the login environment
+	Dir  string   // "" is /workspace
+	PTY  *PTY     // nil for three pipes
+}
+
+// A PTY is the terminal a command wants (RFC 4254 §6.2).
+type PTY struct {
+	Term  string
+	Size  Size
+	Modes []byte // encoded terminal modes, RFC 4254 §8
+}
+
+// A Size is a terminal's size in characters and pixels; 0 is unknown.
+type Size struct {
+	Columns, Rows, Width, Height uint16
+}
+
+// An Exit is how a command ended: with Code, or by Signal.
+type Exit struct {
+	Code   int
+	Signal string // without SIG: "KILL"; "" if it exited
+	Core   bool   // whether it dumped core
+}
+
+// A Kind is a class of failure that the gateway can tell people about.
+type Kind string
+
+// The kinds of failure. Whatever else an agent says is Other.
+const (
+	Refused  Kind = "refused"   // nobody listens there
+	NotFound Kind = "not found" // no such program, host, path
+	Timeout  Kind = "timeout"
+	Denied   Kind = "denied" // the user may not
+	InUse    Kind = "in use" // the address to listen at
+	Busy     Kind = "busy"   // too much at once
+	Other    Kind = "other"
+)
+
+// An Error is what the agent says about a request that failed. Its text comes
+// from the container: short, printable, and nothing to rely on.
+type Error struct {
+	Kind Kind
+	Text string
+}
+
+// Error returns the text.
+func (e *Error) Error() string { return e.Text }
+
+// clean returns e fit for logs and people: one printable line of a known kind.
+func (e *Error) clean() *Error {
+	const max = 300
+	text := strings.ToValidUTF8(e.Text, "?")
+	if len(text) > max {
+		text = strings.ToValidUTF8(text[:max], "") + "…"
+	}
+	text = strings.Map(printable, text)
+	switch e.Kind {
+	case Refused, NotFound, Timeout, Denied, InUse, Busy:
+		return &Error{Kind: e.Kind, Text: text}
+	}
+	return &Error{Kind: Other, Text: text}
+}
+
+var (
+	// ErrGone is what Process.Wait returns if the container or its agent went
+	// away before the command was seen to end.
+	ErrGone = errors.New("the container went away")
+
+	// ErrAnswer is an agent that does not keep to the protocol.
+	ErrAnswer = errors.New("the agent's answer is not right")
+)

@@ -1,0 +1,249 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ds01/ds01/internal/fdmsg"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// afterSilence is how long a read waits for the last output of a terminal
+	// whose command has ended. The kernel hangs such a terminal up at once; a
+	// strange one must not hold the channel for ever.
+	afterSilence = time.Second
+	// afterBytes is more than a terminal can hold back.
+	afterBytes = 1 << 20
+	// sendPatience bounds messages to an agent that does not read.
+	sendPatience = 2 * time.Second
+)
+
+// A Process is a command that runs in the container. Its streams are local
+// descriptors. Methods may be called concurrently, save as Wait says.
+type Process struct {
+	conn                  *fdmsg.Conn
+	stdin, stdout, stderr *os.File // pipes
+	terminal              *tty     // nil without a PTY
+
+	ended   atomic.Bool   // exit has come
+	done    chan struct{} // closed once exit and err are set
+	exit    Exit
+	err     error
+	closing sync.Once
+}
+
+// execPipes starts a command without terminal. The pipes are made here, so
+// that the container shares no status flags with our ends.
+func (c *Client) execPipes(ctx context.Context, req request) (_ *Process, err error) {
+	p := &Process{done: make(chan struct{})}
+	far := make([]*os.File, 0, 3)
+	defer func() {
+		closeFiles(far...)
+		if err != nil {
+			closeFiles(p.stdin, p.stdout, p.stderr)
+		}
+	}()
+	for _, near := range []**os.File{&p.stdin, &p.stdout, &p.stderr} {
+		r, w, err := pipe(near == &p.stdin)
+		if err != nil {
+			return nil, err
+		}
+		if near == &p.stdin {
+			*near, far = w, append(far, r)
+		} else {
+			*near, far = r, append(far, w)
+		}
+	}
+	a, err := c.ask(ctx, req, far, 0)
+	if err != nil {
+		return nil, err
+	}
+	p.conn = a.conn
+	return p, nil
+}
+
+// pipe returns a pipe whose one end is ours: nonblocking, so that it can be
+// closed while somebody reads. The other is as a program expects it.
+func pipe(oursWrites bool) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	ours := fds[0]
+	if oursWrites {
+		ours = fds[1]
+	}
+	if err := unix.SetNonblock(ours, true); err != nil {
+		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
+// execPTY starts a command with a terminal, whose master comes from the agent.
+func (c *Client) execPTY(ctx context.Context, req request) (*Process, error) {
+	a, err := c.ask(ctx, req, nil, 1)
+	if err != nil {
+		return nil, err
+	}
+	master, path, err := terminalMaster(a.files[0])
+	if err != nil {
+		a.close()
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	p := &Process{conn: a.conn, done: make(chan struct{})}
+	p.terminal = &tty{master: master, path: path, ended: &p.ended}
+	return p, nil
+}
+
+// watch waits for the command's end.
+func (p *Process) watch() {
+	var m exited
+	_, err := p.conn.Recv(&m, 0)
+	switch {
+	case err == nil && !m.Exited.valid():
+		p.err = fmt.Errorf("%w: %w", ErrGone, ErrAnswer)
+	case err != nil:
+		p.err = fmt.Errorf("%w: %w", ErrGone, err)
+	default:
+		p.exit = *m.Exited
+	}
+	p.ended.Store(true)
+	if p.terminal != nil {
+		p.terminal.expire()
+	}
+	p.conn.Close() // nothing comes after this
+	close(p.done)
+}
+
+// Stdin returns what the command reads. Close is EOF to a pipe, and nothing to
+// a PTY.
+func (p *Process) Stdin() io.WriteCloser {
+	if p.terminal != nil {
+		return p.terminal
+	}
+	return p.stdin
+}
+
+// Stdout returns what the command writes. A pipe ends once nobody holds its
+// other end any more, also not what the command left behind; a PTY with the
+// command. Close of a pipe breaks it; of a PTY does nothing.
+func (p *Process) Stdout() io.ReadCloser {
+	if p.terminal != nil {
+		return p.terminal
+	}
+	return p.stdout
+}
+
+// Stderr returns what the command writes there, as Stdout; nil for a PTY.
+func (p *Process) Stderr() io.ReadCloser {
+	if p.terminal != nil {
+		return nil
+	}
+	return p.stderr
+}
+
+// TTY returns the terminal's path inside the container, "" without a PTY.
+func (p *Process) TTY() string {
+	if p.terminal == nil {
+		return ""
+	}
+	return p.terminal.path
+}
+
+// Resize tells a PTY its new size; without one it does nothing.
+func (p *Process) Resize(s Size) error {
+	if p.terminal == nil {
+		return nil
+	}
+	return setSize(p.terminal.master, s)
+}
+
+// Signal sends the named signal (RFC 4254 §6.10, without SIG) to the command's
+// foreground process group. INFO and a command that has ended are ignored, and
+// an unknown name is an error.
+func (p *Process) Signal(name string) error {
+	if !knownSignal(name) {
+		return fmt.Errorf("unknown signal %q", name)
+	}
+	if p.ended.Load() {
+		return nil
+	}
+	_ = p.conn.SetWriteDeadline(time.Now().Add(sendPatience))
+	if err := p.conn.Send(control{Signal: name}); err != nil && !p.ended.Load() {
+		return fmt.Errorf("signal %s: %w", name, err)
+	}
+	return nil
+}
+
+// Wait returns how the command ended; its error is an ErrGone. It does not
+// wait for output.
+func (p *Process) Wait() (Exit, error) {
+	<-p.done
+	return p.exit, p.err
+}
+
+// Close lets go of the command, which is hung up on if it still runs, and
+// closes all descriptors. Wait returns then.
+func (p *Process) Close() error {
+	p.closing.Do(func() {
+		p.conn.Close()
+		<-p.done
+		closeFiles(p.stdin, p.stdout, p.stderr)
+		if p.terminal != nil {
+			closeShared(p.terminal.master)
+		}
+	})
+	return nil
+}
+
+// A tty is both streams of a PTY: its master.
+type tty struct {
+	master *os.File
+	path   string
+	ended  *atomic.Bool // whether the command has
+	after  atomic.Int64 // bytes read since
+}
+
+// expire bounds the time until there is something to read.
+func (t *tty) expire() { _ = t.master.SetReadDeadline(time.Now().Add(afterSilence)) }
+
+// Read returns what the terminal shows, and io.EOF once the command has ended
+// and nothing is left.
+func (t *tty) Read(b []byte) (int, error) {
+	ended := t.ended.Load()
+	if ended {
+		if t.after.Load() > afterBytes {
+			return 0, io.EOF
+		}
+		t.expire()
+	}
+	n, err := t.master.Read(b)
+	if ended {
+		t.after.Add(int64(n))
+	}
+	if errors.Is(err, unix.EIO) || errors.Is(err, os.ErrDeadlineExceeded) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Write types b.
+func (t *tty) Write(b []byte) (int, error) { return t.master.Write(b) }
+
+// Close does nothing: a terminal goes with its Process.
+func (t *tty) Close() error { return nil }
+
+func closeFiles(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+)
+
+// A connection to the agent is one operation. It begins with a request and its
+// reply, and ends there for a ping, a dial and a tcp listen. For a unix listen
+// it stays open as long as the socket's file is wanted. For an exec it stays
+// open while the command runs and carries signals one way and one last message,
+// exited, the other; if it ends before, the command is hung up on.
+//
+//	op      files with the request      files with the reply
+//	ping    –                           –
+//	exec    stdin, stdout, stderr; with a PTY none, and its master comes back
+//	dial    –                           the connected socket
+//	listen  –                           the listening socket
+type request struct {
+	Op      op
+	Command *wireCommand `json:",omitempty"` // exec
+	Network string       `json:",omitempty"` // dial, listen: tcp or unix
+	Address string       `json:",omitempty"`
+}
+
+type op string
+
+const (
+	opPing   op = "ping"
+	opExec   op = "exec"
+	opDial   op = "dial"
+	opListen op = "listen"
+)
+
+// A reply answers a request. Nil is well.
+type reply struct {
+	Error *Error `json:",omitempty"`
+}
+
+// A control is what the gateway says to a running command.
+type control struct {
+	Signal string
+}
+
+// An exited is the last message about a command.
+type exited struct {
+	Exited *Exit
+}
+
+// A wireCommand is a Command whose strings survive JSON: they are bytes in no
+// particular encoding.
+type wireCommand struct {
+	Args [][]byte `json:",omitempty"`
+	Line []byte   `json:",omitempty"`
+	Env  [][]byte `json:",omitempty"`
+	Dir  []byte   `json:",omitempty"`
+	PTY  *PTY     `json:",omitempty"`
+}
+
+func toWire(c Command) *wireCommand {
+	return &wireCommand{
+		Args: convert[string, []byte](c.Args), Line: []byte(c.Line),
+		Env: convert[string, []byte](c.Env), Dir: []byte(c.Dir), PTY: c.PTY,
+	}
+}
+
+func (w *wireCommand) command() Command {
+	return Command{
+		Args: convert[[]byte, string](w.Args), Line: string(w.Line),
+		Env: convert[[]byte, string](w.Env), Dir: string(w.Dir), PTY: w.PTY,
+	}
+}
+
+func convert[From, To ~string | ~[]byte](in []From) []To {
+	var out []To
+	for _, s := range in {
+		out = append(out, To(s))
+	}
+	return out
+}
+
+// signals are those that RFC 4254 §6.10 names.
+var signals = map[string]syscall.Signal{
+	"ABRT": unix.SIGABRT, "ALRM": unix.SIGALRM, "FPE": unix.SIGFPE, "HUP": unix.SIGHUP,
+	"ILL": unix.SIGILL, "INT": unix.SIGINT, "KILL": unix.SIGKILL, "PIPE": unix.SIGPIPE,
+	"QUIT": unix.SIGQUIT, "SEGV": unix.SIGSEGV, "TERM": unix.SIGTERM,
+	"USR1": unix.SIGUSR1, "USR2": unix.SIGUSR2,
+}
+
+// ignoredSignals are names that BSD clients send and Linux has no use for.
+var ignoredSignals = []string{"INFO"}
+
+func knownSignal(name string) bool {
+	_, ok := signals[name]
+	return ok || slices.Contains(ignoredSignals, name)
+}
+
+// signalName returns sig's name without SIG.
+func signalName(sig syscall.Signal) string {
+	if name, ok := strings.CutPrefix(unix.SignalName(sig), "SIG"); ok {
+		return name
+	}
+	return "UNKNOWN" // a real-time signal
+}
+
+var goodSignalName = regexp.MustCompile(`^[A-Z0-9]{1,16}$`)
+
+// valid says whether e is something that can have happened.
+func (e *Exit) valid() bool {
+	return e != nil && e.Code >= 0 && e.Code <= 255 && (e.Signal == "" || goodSignalName.MatchString(e.Signal))
+}
+
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return '?'
+}
