@@ -1,0 +1,364 @@
+package keys
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os/user"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01/internal/db"
+	"golang.org/x/crypto/ssh"
+)
+
+// A Store keeps users and keys in the database. It may be used concurrently.
+type Store struct {
+	db                *sql.DB
+	firstUID, lastUID int
+
+	account func(name string) (uid, gid int, ok bool, err error) // the host's
+	idInUse func(id int) (bool, error)                           // by a host account or group
+
+	stop chan struct{} // closed by Close
+	done sync.WaitGroup
+
+	mu   sync.Mutex
+	used map[string]time.Time // fingerprint to last use, not yet written
+}
+
+// NewStore returns the store kept in d. Users who have no host account get a
+// uid from firstUID to lastUID. Close it before d.
+func NewStore(d *sql.DB, firstUID, lastUID int) *Store {
+	s := &Store{
+		db:       d,
+		firstUID: firstUID,
+		lastUID:  lastUID,
+		account:  hostAccount,
+		idInUse:  hostIDInUse,
+		stop:     make(chan struct{}),
+		used:     map[string]time.Time{},
+	}
+	s.done.Go(s.flushEachMinute)
+	return s
+}
+
+// Add makes a user with their keys, or nothing. Errors that a caller can
+// explain: ErrUserName, ErrNoRole, ErrUserExists, ErrUID, ErrUIDTaken,
+// ErrRange, ErrKeyTaken.
+func (s *Store) Add(ctx context.Context, n NewUser) (User, error) {
+	switch {
+	case !userName.MatchString(n.Name):
+		return User{}, ErrUserName
+	case n.Role == "":
+		return User{}, ErrNoRole
+	}
+	u := User{Name: n.Name, Role: n.Role, Created: db.Time(db.Millis(time.Now()))}
+	for {
+		allotted, err := s.identify(ctx, &u, n)
+		if err == nil {
+			err = s.insert(ctx, u, n.Keys)
+		}
+		switch {
+		case err == nil:
+			return u, nil
+		case allotted && errors.Is(err, ErrUIDTaken): // by an Add at the same time
+		default:
+			return User{}, fmt.Errorf("add user %s: %w", n.Name, err)
+		}
+	}
+}
+
+// identify finds u's uid and gid. It runs outside the transaction because the
+// host's accounts may be in a directory far away.
+func (s *Store) identify(ctx context.Context, u *User, n NewUser) (allotted bool, err error) {
+	if n.UID != nil {
+		u.UID, u.GID = *n.UID, *n.UID
+	} else {
+		uid, gid, ok, err := s.account(n.Name)
+		if err != nil {
+			return false, fmt.Errorf("look up host account: %w", err)
+		}
+		if !ok {
+			if uid, err = s.freeUID(ctx); err != nil {
+				return false, err
+			}
+			gid = uid
+		}
+		u.UID, u.GID, allotted = uid, gid, !ok
+	}
+	if n.GID != nil {
+		u.GID = *n.GID
+	}
+	for _, id := range []int{u.UID, u.GID} {
+		if id < 1 || id > 1<<31-1 { // the engine's limit
+			return false, fmt.Errorf("%d: %w", id, ErrUID)
+		}
+	}
+	return allotted, nil
+}
+
+// freeUID returns the lowest uid of the range that is neither a user's nor the
+// host's. The group of that number will be the user's own.
+func (s *Store) freeUID(ctx context.Context) (int, error) {
+	users, err := s.Users(ctx)
+	if err != nil {
+		return 0, err
+	}
+	taken := map[int]bool{}
+	for _, u := range users {
+		taken[u.UID], taken[u.GID] = true, true
+	}
+	for uid := s.firstUID; uid <= s.lastUID; uid++ {
+		if taken[uid] {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		used, err := s.idInUse(uid)
+		if err != nil {
+			return 0, fmt.Errorf("look up host uid %d: %w", uid, err)
+		}
+		if !used {
+			return uid, nil
+		}
+	}
+	return 0, fmt.Errorf("%d to %d: %w", s.firstUID, s.lastUID, ErrRange)
+}
+
+func (s *Store) insert(ctx context.Context, u User, keys []Key) error {
+	return db.InTx(ctx, s.db, func(tx *sql.Tx) error {
+		var n int
+		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM users WHERE name = ?`, u.Name).Scan(&n)
+		switch {
+		case err != nil:
+			return err
+		case n > 0:
+			return ErrUserExists
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO users (name, role, uid, gid, created) VALUES (?, ?, ?, ?, ?)`,
+			u.Name, u.Role, u.UID, u.GID, db.Millis(u.Created))
+		switch {
+		case db.IsUnique(err):
+			return fmt.Errorf("%d: %w", u.UID, ErrUIDTaken)
+		case err != nil:
+			return err
+		}
+		return insertKeys(ctx, tx, u.Name, keys)
+	})
+}
+
+// User returns the user of that name, or ErrNoUser.
+func (s *Store) User(ctx context.Context, name string) (User, error) {
+	u, err := scanUser(s.db.QueryRowContext(ctx, `SELECT `+userColumns+` FROM users WHERE name = ?`, name))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return User{}, fmt.Errorf("%q: %w", name, ErrNoUser)
+	case err != nil:
+		return User{}, fmt.Errorf("read user %s: %w", name, err)
+	}
+	return u, nil
+}
+
+// Users returns everybody, by name.
+func (s *Store) Users(ctx context.Context) ([]User, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT `+userColumns+` FROM users ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("list users: %w", err)
+	}
+	defer func() { _ = rows.Close() }() // Err has what matters
+	var list []User
+	for rows.Next() {
+		u, err := scanUser(rows)
+		if err != nil {
+			return nil, fmt.Errorf("list users: %w", err)
+		}
+		list = append(list, u)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list users: %w", err)
+	}
+	return list, nil
+}
+
+// userColumns are what scanUser scans.
+const userColumns = `users.name, role, uid, gid, disabled, created`
+
+// A row is a *sql.Row or *sql.Rows.
+type row interface{ Scan(dest ...any) error }
+
+// scanUser scans userColumns and what comes after them.
+func scanUser(r row, more ...any) (User, error) {
+	var u User
+	var created int64
+	err := r.Scan(append([]any{&u.Name, &u.Role, &u.UID, &u.GID, &u.Disabled, &created}, more...)...)
+	u.Created = db.Time(created)
+	return u, err
+}
+
+// SetDisabled keeps a user out, or lets them in again. It ends no connection
+// that they have. ErrNoUser if there is no such user.
+func (s *Store) SetDisabled(ctx context.Context, name string, disabled bool) error {
+	res, err := s.db.ExecContext(ctx, `UPDATE users SET disabled = ? WHERE name = ?`, disabled, name)
+	return affected(res, err, "disable or enable user "+name, ErrNoUser)
+}
+
+// Remove forgets a user and their keys: ErrNoUser, or ErrHasProjects if they
+// own any.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	res, err := s.db.ExecContext(ctx, `DELETE FROM users WHERE name = ?`, name)
+	if db.IsForeignKey(err) {
+		err = ErrHasProjects
+	}
+	return affected(res, err, "remove user "+name, ErrNoUser)
+}
+
+// affected turns a statement that found no row into none.
+func affected(res sql.Result, err error, op string, none error) error {
+	if err == nil {
+		var n int64
+		if n, err = res.RowsAffected(); err == nil && n == 0 {
+			err = none
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return nil
+}
+
+// AddKeys gives a user more keys, all of them or none: ErrNoUser, ErrKeyTaken.
+func (s *Store) AddKeys(ctx context.Context, name string, keys []Key) error {
+	err := db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertKeys(ctx, tx, name, keys) })
+	if err != nil {
+		return fmt.Errorf("add keys of user %s: %w", name, err)
+	}
+	return nil
+}
+
+func insertKeys(ctx context.Context, tx *sql.Tx, name string, keys []Key) error {
+	for _, k := range keys {
+		if err := acceptable(k.Public); err != nil {
+			return err
+		}
+		fingerprint := ssh.FingerprintSHA256(k.Public)
+		_, err := tx.ExecContext(ctx,
+			`INSERT INTO keys (fingerprint, user, type, blob, comment, expires, added) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			fingerprint, name, k.Public.Type(), k.Public.Marshal(), printable(k.Comment), db.Millis(k.Expires), db.Millis(time.Now()))
+		switch {
+		case db.IsUnique(err):
+			return fmt.Errorf("%s: %w", fingerprint, ErrKeyTaken)
+		case db.IsForeignKey(err):
+			return ErrNoUser
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// Keys returns a user's keys, oldest first, or for "" everybody's: ErrNoUser.
+func (s *Store) Keys(ctx context.Context, name string) ([]Key, error) {
+	if name != "" {
+		if _, err := s.User(ctx, name); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := s.db.QueryContext(ctx, `SELECT user, fingerprint, type, comment, expires, added, last_used, blob
+		FROM keys WHERE ?1 IN ('', user) ORDER BY user, added, rowid`, name)
+	if err != nil {
+		return nil, fmt.Errorf("list keys: %w", err)
+	}
+	defer func() { _ = rows.Close() }() // Err has what matters
+	var list []Key
+	for rows.Next() {
+		k, err := s.scanKey(rows)
+		if err != nil {
+			return nil, fmt.Errorf("list keys: %w", err)
+		}
+		list = append(list, k)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list keys: %w", err)
+	}
+	return list, nil
+}
+
+func (s *Store) scanKey(r row) (Key, error) {
+	var k Key
+	var expires, added, used int64
+	var blob []byte
+	err := r.Scan(&k.User, &k.Fingerprint, &k.Type, &k.Comment, &expires, &added, &used, &blob)
+	if err != nil {
+		return Key{}, err
+	}
+	if k.Public, err = ssh.ParsePublicKey(blob); err != nil {
+		return Key{}, fmt.Errorf("key %s: %w", k.Fingerprint, err)
+	}
+	k.Expires, k.Added, k.LastUsed = db.Time(expires), db.Time(added), db.Time(used)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.used[k.Fingerprint]; t.After(k.LastUsed) {
+		k.LastUsed = t
+	}
+	return k, nil
+}
+
+// RemoveKey takes a key from a user: ErrNoKey if it is not theirs.
+func (s *Store) RemoveKey(ctx context.Context, name, fingerprint string) error {
+	res, err := s.db.ExecContext(ctx, `DELETE FROM keys WHERE user = ? AND fingerprint = ?`, name, fingerprint)
+	return affected(res, err, "remove key of user "+name, ErrNoKey)
+}
+
+// Who returns whose key this is, or ErrUnknownKey for one that is unknown,
+// expired or of a disabled user. It proves nothing about who holds it.
+func (s *Store) Who(ctx context.Context, key ssh.PublicKey) (User, error) {
+	var expires int64
+	var blob []byte
+	u, err := scanUser(s.db.QueryRowContext(ctx,
+		`SELECT `+userColumns+`, expires, blob FROM keys JOIN users ON users.name = keys.user WHERE fingerprint = ?`,
+		ssh.FingerprintSHA256(key)), &expires, &blob)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return User{}, ErrUnknownKey
+	case err != nil:
+		return User{}, fmt.Errorf("look up key: %w", err)
+	case !bytes.Equal(blob, key.Marshal()), u.Disabled, expires != 0 && expires <= db.Millis(time.Now()):
+		return User{}, ErrUnknownKey
+	}
+	return u, nil
+}
+
+// hostAccount returns the IDs of the host's account of that name.
+func hostAccount(name string) (uid, gid int, ok bool, err error) {
+	a, err := user.Lookup(name)
+	if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
+		return 0, 0, false, nil
+	}
+	if err != nil {
+		return 0, 0, false, err
+	}
+	uid, err = strconv.Atoi(a.Uid)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	gid, err = strconv.Atoi(a.Gid)
+	return uid, gid, true, err
+}
+
+// hostIDInUse reports whether the host has an account or a group of that number.
+func hostIDInUse(id int) (bool, error) {
+	_, err := user.LookupId(strconv.Itoa(id))
+	if _, unknown := errors.AsType[user.UnknownUserIdError](err); !unknown {
+		return err == nil, err
+	}
+	_, err = user.LookupGroupId(strconv.Itoa(id))
+	if _, unknown := errors.AsType[user.UnknownGroupIdError](err); !unknown {
+		return err == nil, err
+	}
+	return false, nil
+}
