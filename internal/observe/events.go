@@ -47,7 +47,8 @@ func Record(ctx context.Context, tx Execer, e Event) error {
 type Filter struct {
 	Since                  time.Time // at this time or later
 	Project, User, Session string
-	Limit                  int // the newest so many
+	Concerns               string // a user: what they did, and what happened to their projects
+	Limit                  int    // the newest so many
 }
 
 // Events returns what f asks for, the newest last.
@@ -57,7 +58,8 @@ func Events(ctx context.Context, d *sql.DB, f Filter) ([]Event, error) {
 	}
 	rows, err := d.QueryContext(ctx, `SELECT id, at, kind, user, project, session, detail FROM events
 		WHERE at >= ?1 AND ?2 IN ('', project) AND ?3 IN ('', user) AND ?4 IN ('', session)
-		ORDER BY id DESC LIMIT ?5`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Limit)
+		AND (?5 IN ('', user) OR substr(project, 1, length(?5) + 1) = ?5 || '.')
+		ORDER BY id DESC LIMIT ?6`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Concerns, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("list events: %w", err)
 	}
