@@ -1,0 +1,184 @@
+package nvml
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
+	"github.com/ds01/ds01/gpu"
+)
+
+var _ gpu.Probe = (*Probe)(nil)
+
+func probe(t *testing.T, lib nvml.Interface) *Probe {
+	t.Helper()
+	p, err := start(lib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func device(server *dgxa100.Server, i int) *dgxa100.Device {
+	return server.Devices[i].(*dgxa100.Device)
+}
+
+func TestDevices(t *testing.T) {
+	server := dgxa100.New()
+	device(server, 1).SetMigMode(nvml.DEVICE_MIG_ENABLE)
+	device(server, 2).GetMigModeFunc = func() (int, int, nvml.Return) { // after the next reset
+		return nvml.DEVICE_MIG_DISABLE, nvml.DEVICE_MIG_ENABLE, nvml.SUCCESS
+	}
+	device(server, 3).GetMigModeFunc = func() (int, int, nvml.Return) { return 0, 0, nvml.ERROR_NOT_SUPPORTED }
+	device(server, 4).Minor = 9
+	list, err := probe(t, server).Devices(t.Context())
+	if err != nil || len(list) != 8 {
+		t.Fatalf("devices %+v, %v; want 8", list, err)
+	}
+	var seen []gpu.UUID
+	for i, d := range list {
+		if d.Index != i || d.Name != "Mock NVIDIA A100-SXM4-40GB" || d.Memory != 40<<30 || d.Simulated ||
+			!strings.HasPrefix(string(d.UUID), "GPU-") || slices.Contains(seen, d.UUID) {
+			t.Errorf("device %d is %+v", i, d)
+		}
+		seen = append(seen, d.UUID)
+		if want := i == 1 || i == 2; d.MIG != want {
+			t.Errorf("device %d: MIG %v; want %v", i, d.MIG, want)
+		}
+	}
+	if !slices.Equal(list[4].Nodes, []string{"/dev/nvidia9"}) {
+		t.Errorf("nodes %q", list[4].Nodes)
+	}
+}
+
+func TestDevicesOldDriver(t *testing.T) {
+	server := dgxa100.New()
+	server.LookupSymbolFunc = func(string) error { return errors.New("undefined symbol") }
+	device(server, 0).GetMigModeFunc = func() (int, int, nvml.Return) { panic("called what is not there") }
+	if list, err := probe(t, server).Devices(t.Context()); err != nil || len(list) != 8 || list[0].MIG {
+		t.Errorf("devices %+v, %v", list, err)
+	}
+}
+
+// A GPU that cannot be read makes the answer unknown, not one shorter.
+func TestDevicesUnreadable(t *testing.T) {
+	const lost = nvml.ERROR_GPU_IS_LOST
+	tests := []struct {
+		name  string
+		spoil func(*dgxa100.Server)
+		want  string
+	}{
+		{"count", func(s *dgxa100.Server) {
+			s.DeviceGetCountFunc = func() (int, nvml.Return) { return 0, lost }
+		}, "nvml: count GPUs: "},
+		{"handle", func(s *dgxa100.Server) {
+			s.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) { return nil, lost }
+		}, "nvml: GPU 0: open: "},
+		{"UUID", func(s *dgxa100.Server) {
+			device(s, 5).GetUUIDFunc = func() (string, nvml.Return) { return "", lost }
+		}, "nvml: GPU 5: read UUID: "},
+		{"empty UUID", func(s *dgxa100.Server) { device(s, 5).UUID = "" }, "nvml: GPU 5: it has no UUID"},
+		{"name", func(s *dgxa100.Server) {
+			device(s, 5).GetNameFunc = func() (string, nvml.Return) { return "", lost }
+		}, "nvml: GPU 5: read name: "},
+		{"memory", func(s *dgxa100.Server) {
+			device(s, 5).GetMemoryInfoFunc = func() (nvml.Memory, nvml.Return) { return nvml.Memory{}, lost }
+		}, "nvml: GPU 5: read memory: "},
+		{"minor", func(s *dgxa100.Server) {
+			device(s, 5).GetMinorNumberFunc = func() (int, nvml.Return) { return 0, lost }
+		}, "nvml: GPU 5: read device number: "},
+		{"MIG mode", func(s *dgxa100.Server) {
+			device(s, 5).GetMigModeFunc = func() (int, int, nvml.Return) { return 0, 0, lost }
+		}, "nvml: GPU 5: read MIG mode: "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			server := dgxa100.New()
+			tt.spoil(server)
+			list, err := probe(t, server).Devices(t.Context())
+			if list != nil || err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+				t.Errorf("devices %v, %v; want error %s…", list, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	for ret, noDriver := range map[nvml.Return]bool{
+		nvml.ERROR_LIBRARY_NOT_FOUND:       true,
+		nvml.ERROR_DRIVER_NOT_LOADED:       true,
+		nvml.ERROR_LIB_RM_VERSION_MISMATCH: false,
+		nvml.ERROR_UNKNOWN:                 false,
+	} {
+		server := dgxa100.New()
+		server.InitFunc = func() nvml.Return { return ret }
+		if p, err := start(server); p != nil || err == nil || errors.Is(err, ErrNoDriver) != noDriver {
+			t.Errorf("%v: %v; no driver %v", ret, err, noDriver)
+		}
+	}
+}
+
+// Without the library, New says so; it does not keep the program from starting.
+func TestNoLibrary(t *testing.T) {
+	p, err := start(nvml.New(nvml.WithLibraryPath("libnvidia-ml-that-is-not-there.so.1")))
+	if p != nil || !errors.Is(err, ErrNoDriver) || !strings.Contains(err.Error(), "libnvidia-ml.so.1 cannot be loaded") {
+		t.Errorf("error %v; want %v", err, ErrNoDriver)
+	}
+}
+
+func TestClose(t *testing.T) {
+	server := dgxa100.New()
+	p := probe(t, server)
+	for range 2 {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(server.ShutdownCalls()); n != 1 {
+		t.Errorf("shut down %d times", n)
+	}
+	before := len(server.DeviceGetCountCalls())
+	if _, err := p.Devices(t.Context()); !errors.Is(err, errClosed) {
+		t.Errorf("error %v; want %v", err, errClosed)
+	}
+	if len(server.DeviceGetCountCalls()) != before {
+		t.Error("the library was called after it was closed")
+	}
+}
+
+func TestDriverHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := dgxa100.New()
+		release := make(chan struct{})
+		server.DeviceGetCountFunc = func() (int, nvml.Return) {
+			<-release
+			return len(server.Devices), nvml.SUCCESS
+		}
+		p := probe(t, server)
+		for range 3 { // the first is in the library, the others wait for their turn
+			began := time.Now()
+			if _, err := p.Devices(t.Context()); !errors.Is(err, errHangs) || time.Since(began) != patience {
+				t.Errorf("error %v after %v; want %v", err, time.Since(began), errHangs)
+			}
+		}
+		gone := errors.New("the client left")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(gone)
+		if _, err := p.Devices(ctx); !errors.Is(err, gone) {
+			t.Errorf("error %v; want %v", err, gone)
+		}
+		if n := len(server.DeviceGetCountCalls()); n != 1 {
+			t.Errorf("%d calls hang; want 1", n)
+		}
+		close(release)
+		if list, err := p.Devices(t.Context()); err != nil || len(list) != 8 {
+			t.Errorf("after it came back: %d devices, %v", len(list), err)
+		}
+	})
+}
