@@ -1,0 +1,215 @@
+package sessions
+
+import (
+	"context"
+	"time"
+)
+
+// An Attachment is one connection's hold on a session. Its methods may be
+// called concurrently.
+type Attachment struct {
+	Session   Session // as it was when the hold began
+	Container Container
+	Launched  bool          // this attach waited for a launch
+	Took      time.Duration // how long it waited
+	// Previous says what became of the project's last session ("ended 02:14
+	// UTC: idle 30m"), once, to whoever comes next; else "".
+	Previous string
+
+	life    *life
+	notices chan string
+}
+
+// reasonTime is how long Reason waits for the engine to say why a container
+// is gone.
+const reasonTime = 700 * time.Millisecond
+
+// Attach returns a hold on p's session, launching it if there is none. step is
+// called with what the launch is doing, from Attach's goroutine, never after it
+// returns. If ctx ends, the launch goes on for the others. While the last
+// session is retiring, Attach waits for its end and then launches the next.
+func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
+	began := time.Now()
+	if step == nil {
+		step = func(Step) {}
+	}
+	for {
+		a := &Attachment{notices: make(chan string, 8)}
+		s, w, err := m.join(p, a)
+		switch {
+		case err != nil:
+			return nil, err
+		case w != nil:
+			a.Launched = true
+			if err := w.await(ctx, s, step); err != nil {
+				m.leave(s, w, a)
+				return nil, err
+			}
+			m.leave(s, w, nil)
+		case a.life == nil:
+			step(Step{Name: StepWaiting, Detail: "the last session is ending"})
+			if err := s.awaitOver(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		a.Took = time.Since(began)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		a.Session, a.Container = s.snapshot(), s.container
+		a.Previous = s.tellPrevious()
+		return a, nil
+	}
+}
+
+// join gives a a hold on p's session: at once, or with a waiter for the
+// launch. Without either the session is retiring.
+func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.byProject[p.ID]
+	switch {
+	case m.closed:
+		return nil, nil, errClosed
+	case s == nil && m.unready != nil:
+		return nil, nil, m.unready
+	case s == nil:
+		s = m.begin(p)
+	case s.project.Ref != p.Ref: // p was deleted, and its ID is another's now
+		return nil, nil, errNoProject(p.Name)
+	case s.state == Retiring:
+		return s, nil, nil
+	}
+	a.life = s
+	s.hold(a)
+	if s.state != Launching {
+		return s, nil, nil
+	}
+	w := &waiter{wake: make(chan struct{}, 1)}
+	s.waiting[w] = struct{}{}
+	if s.step.Name != "" {
+		w.add(s.step)
+	}
+	return s, w, nil
+}
+
+// leave ends a wait; and the hold a, unless it is nil.
+func (m *Manager) leave(s *life, w *waiter, a *Attachment) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(s.waiting, w)
+	if a != nil {
+		s.release(a)
+	}
+}
+
+// A waiter is an Attach that waits for a launch.
+type waiter struct {
+	wake  chan struct{} // holds one
+	steps []Step        // not passed on yet; Manager.mu guards it
+}
+
+// add queues step. Progress within one step replaces what nobody has read.
+// The caller holds Manager.mu.
+func (w *waiter) add(step Step) {
+	if n := len(w.steps); n > 0 && w.steps[n-1].Name == step.Name {
+		w.steps[n-1] = step
+	} else {
+		w.steps = append(w.steps, step)
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// await passes steps on until s is launched, has failed, or ctx ends.
+func (w *waiter) await(ctx context.Context, s *life, step func(Step)) error {
+	pass := func() error {
+		s.m.mu.Lock()
+		steps, err := w.steps, s.err
+		w.steps = nil
+		s.m.mu.Unlock()
+		for _, one := range steps {
+			step(one)
+		}
+		return err
+	}
+	for {
+		select {
+		case <-w.wake:
+			_ = pass() // a failure is told when it is undone
+		case <-s.launched:
+			_ = pass()
+			return nil
+		case <-s.over:
+			return pass()
+		case <-s.troubled:
+			return pass()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// awaitOver returns when s is over, or with the reason why it is not.
+func (s *life) awaitOver(ctx context.Context) error {
+	select {
+	case <-s.over:
+		return nil
+	default:
+	}
+	select {
+	case <-s.over:
+		return nil
+	case <-s.troubled:
+		return s.errTrouble()
+	case <-s.m.ctx.Done():
+		return errClosed
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// tellPrevious returns what became of the session before, once. The caller
+// holds m.mu.
+func (s *life) tellPrevious() string {
+	previous := s.previous
+	if previous != "" {
+		s.previous = ""
+		s.storeTold()
+	}
+	return previous
+}
+
+// Ended is closed when the container is gone and the hold is worth nothing any
+// more.
+func (a *Attachment) Ended() <-chan struct{} { return a.life.gone }
+
+// Reason says why, for a person; it waits a moment for the engine to tell
+// after Ended or after a Process lost its container.
+func (a *Attachment) Reason() string {
+	s := a.life
+	select {
+	case <-s.gone:
+	case <-time.After(reasonTime):
+	}
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	if s.reason == "" {
+		return "the container stopped answering"
+	}
+	return s.reason
+}
+
+// Notices carries what everybody on a terminal should read now, a line at a
+// time. It is never closed, and drops lines for those who do not read it.
+func (a *Attachment) Notices() <-chan string { return a.notices }
+
+// Detach lets go. With the last one the idle clock starts. Calling it again
+// does nothing.
+func (a *Attachment) Detach() {
+	a.life.m.mu.Lock()
+	defer a.life.m.mu.Unlock()
+	a.life.release(a)
+}

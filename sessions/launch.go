@@ -1,0 +1,226 @@
+package sessions
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/fault"
+)
+
+const (
+	// probeTime bounds the question which GPUs there are.
+	probeTime = 5 * time.Second
+
+	// undoTime bounds the first attempt to undo a failed launch, which those
+	// who wait for it wait for, too.
+	undoTime = 20 * time.Second
+)
+
+// begin launches p's session. The caller holds m.mu.
+func (m *Manager) begin(p Project) *life {
+	id := strings.ToLower(rand.Text()[:16])
+	s := m.newLife(id, p, Launching)
+	m.spawnLocked(func() {
+		if err := m.launch(s); err != nil {
+			m.abandon(s, err)
+		}
+	})
+	return s
+}
+
+// launch takes s from nothing to active. If it fails, abandon undoes what it
+// has done.
+func (m *Manager) launch(s *life) error {
+	ctx := s.launch
+	account, err := m.Account(ctx, s.project.Owner)
+	if err != nil {
+		return fmt.Errorf("owner of project %s: %w", s.project.Ref, err)
+	}
+	devices, err := m.devices(ctx, s.project)
+	if err != nil {
+		return err
+	}
+	if err := m.lease(ctx, s, account, devices); err != nil {
+		return err
+	}
+	m.onStep(s, Step{Name: StepLeased})
+
+	spec, err := m.spec(s, account)
+	if err != nil {
+		return err
+	}
+	container, err := m.Runtime.Launch(ctx, spec, func(step Step) { m.onStep(s, step) })
+	if err != nil {
+		return fmt.Errorf("launch %s: %w", s.project.Ref, err)
+	}
+	if err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error { return storeActive(ctx, tx, s) }); err != nil {
+		return fmt.Errorf("record launch of %s: %w", s.project.Ref, err)
+	}
+	m.onStep(s, Step{Name: StepActive})
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case s.died != "":
+		return fault.New(fault.ExitFailed, "", "the container died at once: %s", s.died)
+	case ctx.Err() != nil: // retired, or the gateway ends
+		return context.Cause(ctx)
+	}
+	s.log.Info("session active", "took", time.Since(s.began).Round(time.Millisecond), "gpu", indexes(s.gpus), "image", s.image)
+	s.up(container, Active, time.Time{})
+	s.idleIfLeft() // all who asked for it may have gone
+	return nil
+}
+
+// devices returns what GPUs there are, if p wants any. Unknown is not free:
+// without an answer nothing is lent.
+func (m *Manager) devices(ctx context.Context, p Project) ([]gpu.Device, error) {
+	if p.GPUs == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	devices, err := m.Probe.Devices(ctx)
+	if err != nil {
+		return nil, &fault.Error{
+			Exit: fault.ExitFailed,
+			Say:  "cannot see the GPUs, so none can be given",
+			Hint: "tell your administrator",
+			Err:  err,
+		}
+	}
+	return devices, nil
+}
+
+// lease writes the session and its leases, in one transaction: before this
+// nothing exists, after it everything can be found again.
+func (m *Manager) lease(ctx context.Context, s *life, account Account, devices []gpu.Device) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	var project Project
+	var gpus []gpu.Device
+	var image, previous string
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		var err error
+		project, err = freshProject(ctx, tx, s.project) // it may have changed since the login found it
+		if err != nil {
+			return err
+		}
+		if err := checkCount(ctx, tx, account); err != nil {
+			return err
+		}
+		if previous, err = previousEnd(ctx, tx, project, time.Now()); err != nil {
+			return err
+		}
+		image = cmp.Or(project.Image, account.Policy.Image, m.Config().Image)
+		if err := storeLaunching(ctx, tx, s, image); err != nil {
+			return err
+		}
+		if project.GPUs == 0 {
+			return nil
+		}
+		gpus, err = m.Ledger.Lend(ctx, tx, devices, gpu.Request{
+			Session: s.id,
+			Owner:   project.Owner,
+			Project: project.Name,
+			Count:   project.GPUs,
+			Limit:   account.Policy.GPUs,
+		})
+		return err
+	})
+	if err != nil {
+		return m.explainLend(ctx, err, project, len(devices))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.stored, s.image, s.gpus, s.previous = true, image, gpus, previous
+	s.project, s.limits = project, account.Policy.Limits
+	s.log.Info("session launching", "user", project.Owner, "gpu", indexes(gpus), "image", image)
+	return nil
+}
+
+// spec checks and makes the directories that the container needs, and returns
+// what the Runtime needs to know.
+func (m *Manager) spec(s *life, account Account) (Spec, error) {
+	cfg := m.Config()
+	workspace, err := m.workspace(s.project.Ref)
+	if err != nil {
+		return Spec{}, err
+	}
+	if err := workspace.check(); err != nil {
+		return Spec{}, err
+	}
+	spec := Spec{
+		Session:   s.id,
+		Project:   s.project.Ref,
+		Image:     s.image,
+		User:      account.Name,
+		UID:       account.UID,
+		GID:       account.GID,
+		Root:      account.Policy.Root,
+		Workspace: workspace.path(),
+		GPUs:      s.gpus,
+		Limits:    account.Policy.Limits,
+	}
+	if cfg.Homes == "" || len(cfg.Home.Persist) == 0 {
+		return spec, nil
+	}
+	home, err := newDirectory("home", cfg.Homes, "{user}", account.Name)
+	if err != nil {
+		return Spec{}, err
+	}
+	if _, err := home.make(account.UID, account.GID); err != nil {
+		return Spec{}, err
+	}
+	for _, rel := range cfg.Home.Persist {
+		if err := home.makeBelow(rel, account.UID, account.GID); err != nil {
+			return Spec{}, err
+		}
+	}
+	spec.Home, spec.Persist = home.path(), cfg.Home.Persist
+	return spec, nil
+}
+
+// onStep passes step on to everybody who wants to know. It is called by the
+// goroutine that does what step says, which waits.
+func (m *Manager) onStep(s *life, step Step) {
+	if m.OnStep != nil {
+		m.OnStep(s.id, step)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.step = step
+	for w := range s.waiting {
+		w.add(step)
+	}
+}
+
+// abandon undoes a launch that failed with err, and has those who wait told.
+func (m *Manager) abandon(s *life, err error) {
+	if cause := context.Cause(s.launch); cause != nil {
+		err = cause // and not what became of it on its way through the Runtime
+	}
+	m.mu.Lock()
+	s.state, s.err = Retiring, err
+	switch {
+	case s.reason != "": // it was retired meanwhile
+	case s.died != "":
+		s.reason = "launch failed: " + s.died
+	default:
+		s.reason = "launch failed: " + fault.For(err).Say
+	}
+	s.log.Warn("launch failed", "err", err)
+	m.mu.Unlock()
+
+	// Close ends m.ctx and waits for this.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), undoTime)
+	defer cancel()
+	m.finish(ctx, s, ending{})
+}

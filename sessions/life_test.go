@@ -1,0 +1,188 @@
+package sessions_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
+)
+
+func TestIdleClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.project("alice", "thesis", 1)
+		first := w.attach(p)
+		time.Sleep(31 * time.Minute) // in use, however long
+		second := w.attach(p)
+		first.Detach()
+		time.Sleep(31 * time.Minute)
+		second.Detach()
+		if s := w.session(p); s.State != sessions.Idle || !s.Retires.Equal(time.Now().Add(30*time.Minute)) || s.RetireWhy != "idle 30m" {
+			t.Errorf("after the last disconnect: %+v; want it idle from now", s)
+		}
+
+		time.Sleep(29*time.Minute + 59*time.Second)
+		third := w.attach(p) // stops the clock
+		if third.Launched {
+			t.Fatal("retired too early")
+		}
+		if s := w.session(p); s.State != sessions.Active || !s.IdleSince.IsZero() || s.RetireWhy != "lifetime 24h" {
+			t.Errorf("connected again: %+v", s)
+		}
+		time.Sleep(time.Hour)
+		third.Detach()
+		time.Sleep(30*time.Minute - time.Second)
+		synctest.Wait()
+		w.consistent(third.Session.ID)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.consistent()
+		if s := w.session(p); s.State != sessions.Ended || s.Reason != "idle 30m" {
+			t.Errorf("30 minutes after the last disconnect: %+v", s)
+		}
+		if got, want := w.states(p), "launching active idle active idle retiring ended"; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+		ended := time.Now().UTC().Format("15:04")
+		time.Sleep(time.Minute)
+		again := w.attach(p)
+		if want := "ended " + ended + " UTC: idle 30m"; again.Previous != want || !again.Launched {
+			t.Errorf("the next login is told %q; want %q", again.Previous, want)
+		}
+		if other := w.attach(p); other.Previous != "" {
+			t.Errorf("told twice: %q", other.Previous)
+		}
+	})
+}
+
+func TestIdleClockSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		idle, busy := w.project("alice", "idle", 0), w.project("alice", "busy", 1)
+		w.attach(idle).Detach()
+		kept := w.attach(busy)
+		time.Sleep(20 * time.Minute)
+		w.restart()
+		w.consistent(w.session(idle).ID, kept.Session.ID)
+		time.Sleep(10*time.Minute - time.Second)
+		synctest.Wait()
+		if s := w.session(idle); s.State != sessions.Idle {
+			t.Errorf("before its time: %+v", s)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if s := w.session(idle); s.State != sessions.Ended || s.Reason != "idle 30m" {
+			t.Errorf("idle over the restart: %+v", s)
+		}
+		// The busy one lost its connections in the restart: idle since then.
+		time.Sleep(20*time.Minute - time.Second)
+		synctest.Wait()
+		if s := w.session(busy); s.State != sessions.Idle {
+			t.Errorf("busy until the restart, before its time: %+v", s)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.consistent()
+	})
+}
+
+func TestLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.project("alice", "thesis", 1)
+		a := w.attach(p)
+		began := time.Now()
+		for _, left := range []time.Duration{15 * time.Minute, 5 * time.Minute, time.Minute} {
+			line := <-a.Notices()
+			if got := 24*time.Hour - time.Since(began); got != left || !strings.Contains(line, "retired in "+config.Duration(left).String()) ||
+				!strings.Contains(line, "lifetime 24h") {
+				t.Errorf("%v before the end: %q; want it %v before", got, line, left)
+			}
+		}
+		select {
+		case <-a.Ended():
+			t.Error("ended before its lifetime")
+		case line := <-a.Notices():
+			if want := "ds01: this session is being retired: lifetime 24h; processes have 60s to end"; line != want {
+				t.Errorf("notice = %q; want %q", line, want)
+			}
+		}
+		<-a.Ended()
+		if got := time.Since(began); got != 24*time.Hour || a.Reason() != "lifetime 24h" {
+			t.Errorf("ended after %v: %s", got, a.Reason())
+		}
+		synctest.Wait()
+		w.consistent()
+	})
+}
+
+func TestShortLifetimeHasShortNotices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) {
+			c.Limits.MaxLifetime, c.Limits.IdleTimeout = config.Duration(4*time.Minute), 0
+		})
+		p := w.project("alice", "thesis", 0)
+		a := w.attach(p)
+		if line := <-a.Notices(); !strings.Contains(line, "in 1m") {
+			t.Errorf("first notice = %q; want the one a minute before", line)
+		}
+		w.attach(w.project("alice", "other", 0)).Detach() // never retires for being idle
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if s := w.session(p); s.State != sessions.Ended {
+			t.Errorf("after its lifetime: %+v", s)
+		}
+		if got := w.states(sessions.Project{Ref: sessions.Ref{Owner: "alice", Name: "other"}}); got != "launching active idle" {
+			t.Errorf("events of the other = %s", got)
+		}
+	})
+}
+
+// TestNothingIsTouchedWhileTheEngineIsAway pins that clocks wait for it, too.
+func TestNothingIsTouchedWhileTheEngineIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p, dying := w.project("alice", "thesis", 0), w.project("alice", "dying", 1)
+		w.attach(p).Detach()
+		held := w.attach(dying)
+		synctest.Wait()
+		w.fake.Lose(context.DeadlineExceeded)
+		synctest.Wait()
+		if _, err := w.Attach(t.Context(), w.project("alice", "new", 0), nil); err == nil || !strings.Contains(err.Error(), "Docker is not answering") {
+			t.Errorf("launch without an engine: %v", err)
+		}
+		w.fake.Kill(held.Session.ID, "killed")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if s := w.session(p); s.State != sessions.Idle {
+			t.Errorf("idle for too long, but the engine is away: %+v", s)
+		}
+		if a := w.attach(p); a.Launched {
+			t.Error("a login while the engine is away does not find what runs")
+		} else {
+			a.Detach()
+		}
+		select {
+		case <-held.Ended():
+			t.Error("ended without anybody having seen it")
+		default:
+		}
+		w.fake.Recover()
+		synctest.Wait()
+		select {
+		case <-held.Ended():
+			if got := held.Reason(); got != "killed" {
+				t.Errorf("reason = %q; want killed", got)
+			}
+		default:
+			t.Error("not ended though its container is dead")
+		}
+		if a := w.attach(dying); !a.Launched || !strings.HasSuffix(a.Previous, "killed") {
+			t.Errorf("the next login: launched %v, told %q", a.Launched, a.Previous)
+		}
+	})
+}

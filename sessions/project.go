@@ -1,0 +1,237 @@
+package sessions
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/fault"
+)
+
+var (
+	validName  = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	validImage = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$`)
+)
+
+// errNoProject is the one answer for a project that does not exist, one that
+// is somebody else's and one that cannot exist: it must not tell which.
+func errNoProject(name string) error {
+	return fault.New(fault.ExitNoSuch, "list yours with: project list", "no project %q", name)
+}
+
+const projectColumns = `p.id, p.owner, p.name, p.image, p.gpus, p.created`
+
+func scanProject(row interface{ Scan(...any) error }) (Project, error) {
+	var p Project
+	var created int64
+	err := row.Scan(&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &created)
+	p.Created = db.Time(created)
+	return p, err
+}
+
+// Find returns the project that user means by name: "thesis" is their own,
+// "alice.thesis" one they own or are a member of. A project that is not theirs
+// and one that does not exist are the same *fault.Error (ExitNoSuch).
+func (m *Manager) Find(ctx context.Context, user, name string) (Project, error) {
+	ref := Ref{Owner: user, Name: name}
+	if owner, rest, ok := strings.Cut(name, "."); ok {
+		ref = Ref{Owner: owner, Name: rest}
+	}
+	if !validName.MatchString(ref.Owner) || !m.validProject(ref.Name) {
+		return Project{}, errNoProject(name)
+	}
+	p, err := scanProject(m.DB.QueryRowContext(ctx,
+		`SELECT `+projectColumns+` FROM projects p
+		 WHERE p.owner = ?1 AND p.name = ?2
+		   AND (p.owner = ?3 OR EXISTS (SELECT 1 FROM members WHERE project = p.id AND user = ?3))`,
+		ref.Owner, ref.Name, user))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return Project{}, errNoProject(name)
+	case err != nil:
+		return Project{}, fmt.Errorf("find project %q for %q: %w", name, user, err)
+	}
+	return p, nil
+}
+
+// validProject reports whether a project may be called name.
+func (m *Manager) validProject(name string) bool {
+	return validName.MatchString(name) && name != m.Config().ControlName
+}
+
+// Projects returns what user owns or is a member of, by name; "" is everybody.
+func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) {
+	rows, err := m.DB.QueryContext(ctx,
+		`SELECT `+projectColumns+` FROM projects p
+		 WHERE ?1 = '' OR p.owner = ?1 OR p.id IN (SELECT project FROM members WHERE user = ?1)
+		 ORDER BY p.name, p.owner`, user)
+	if err != nil {
+		return nil, fmt.Errorf("projects of %q: %w", user, err)
+	}
+	defer func() { _ = rows.Close() }()
+	var all []Project
+	for rows.Next() {
+		p, err := scanProject(rows)
+		if err != nil {
+			return nil, fmt.Errorf("projects of %q: %w", user, err)
+		}
+		all = append(all, p)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("projects of %q: %w", user, err)
+	}
+	return all, nil
+}
+
+// Create makes a project and its workspace, or takes over a directory that is
+// there and says so in TookOver. by is who asks, for the events. What p asks
+// for and may not have is a *fault.Error, and nothing is left of it.
+func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, error) {
+	switch {
+	case !validName.MatchString(p.Name):
+		return Project{}, fault.New(fault.ExitFailed, "use lower-case letters, digits and -, at most 63, not - first",
+			"%q cannot be a project's name", p.Name)
+	case !m.validProject(p.Name):
+		return Project{}, fault.New(fault.ExitFailed, "choose another name", "the name %q is reserved", p.Name)
+	}
+	account, err := m.check(ctx, p)
+	if err != nil {
+		return Project{}, err
+	}
+	if exists, err := m.exists(ctx, p.Ref); err != nil || exists {
+		return Project{}, cmp.Or(err, errExists(p.Name))
+	}
+
+	dir, err := m.workspace(p.Ref)
+	if err != nil {
+		return Project{}, err
+	}
+	made, err := dir.make(account.UID, account.GID)
+	if err != nil {
+		return Project{}, err
+	}
+	p.TookOver, p.Created = !made, db.Time(db.Millis(time.Now()))
+	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		err := tx.QueryRowContext(ctx,
+			`INSERT INTO projects (owner, name, image, gpus, created) VALUES (?, ?, ?, ?, ?) RETURNING id`,
+			p.Owner, p.Name, p.Image, p.GPUs, db.Millis(p.Created)).Scan(&p.ID)
+		switch {
+		case db.IsUnique(err):
+			return errExists(p.Name)
+		case err != nil:
+			return err
+		}
+		detail := fmt.Sprintf("%d GPUs, workspace %s", p.GPUs, dir.path())
+		if p.TookOver {
+			detail += " taken over as it was"
+		}
+		return record(ctx, tx, "project.created", by, p.Ref, "", detail)
+	})
+	if err != nil {
+		if made {
+			dir.removeEmpty()
+		}
+		return Project{}, fmt.Errorf("create project %s: %w", p.Ref, err)
+	}
+	m.Log.Info("project created", "project", p.Ref.String(), "user", by, "workspace", dir.path(), "took_over", p.TookOver)
+	return p, nil
+}
+
+// check refuses what p's owner may not have or what cannot be.
+func (m *Manager) check(ctx context.Context, p Project) (Account, error) {
+	account, err := m.Account(ctx, p.Owner)
+	if err != nil {
+		return Account{}, fmt.Errorf("owner of project %s: %w", p.Ref, err)
+	}
+	switch limit := account.Policy.GPUs; {
+	case p.GPUs < 0:
+		return Account{}, fault.New(fault.ExitFailed, "ask for 0 or more", "a project cannot have %s", count(p.GPUs, "GPU"))
+	case p.GPUs > limit:
+		return Account{}, fault.New(fault.ExitDenied, fmt.Sprintf("ask for at most %d, or your administrator for more", limit),
+			"%s may use %s at once, not %d", p.Owner, count(limit, "GPU"), p.GPUs)
+	case p.Image != "" && !validImage.MatchString(p.Image):
+		return Account{}, fault.New(fault.ExitFailed, "an image looks like nvidia/cuda:12.4.1-devel-ubuntu22.04",
+			"%q cannot be an image's name", p.Image)
+	}
+	return account, nil
+}
+
+func (m *Manager) exists(ctx context.Context, ref Ref) (exists bool, err error) {
+	err = m.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM projects WHERE owner = ? AND name = ?)`,
+		ref.Owner, ref.Name).Scan(&exists)
+	if err != nil {
+		return false, fmt.Errorf("look for project %s: %w", ref, err)
+	}
+	return exists, nil
+}
+
+func errExists(name string) error {
+	return fault.New(fault.ExitFailed, "log in to it, or choose another name", "there is a project %q already", name)
+}
+
+// Set changes p's image and GPU request to what p says; a running session
+// keeps its own. A project that does not exist is a *fault.Error (ExitNoSuch).
+func (m *Manager) Set(ctx context.Context, by string, p Project) error {
+	if _, err := m.check(ctx, p); err != nil {
+		return err
+	}
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE projects SET image = ?, gpus = ? WHERE owner = ? AND name = ?`,
+			p.Image, p.GPUs, p.Owner, p.Name)
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return cmp.Or(err, errNoProject(p.Name))
+		}
+		return record(ctx, tx, "project.changed", by, p.Ref, "", fmt.Sprintf("%d GPUs, image %q", p.GPUs, p.Image))
+	})
+	if err != nil {
+		return fmt.Errorf("set project %s: %w", p.Ref, err)
+	}
+	m.Log.Info("project changed", "project", p.Ref.String(), "user", by, "gpus", p.GPUs, "image", p.Image)
+	return nil
+}
+
+// Delete forgets a project that has no session. Its workspace stays. One that
+// does not exist is a *fault.Error (ExitNoSuch).
+func (m *Manager) Delete(ctx context.Context, by string, ref Ref) error {
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		var id int64
+		var busy bool
+		err := tx.QueryRowContext(ctx,
+			`SELECT id, EXISTS (SELECT 1 FROM sessions WHERE project = p.id AND ended = 0) FROM projects p WHERE owner = ? AND name = ?`,
+			ref.Owner, ref.Name).Scan(&id, &busy)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return errNoProject(ref.Name)
+		case err != nil:
+			return err
+		case busy:
+			return fault.New(fault.ExitFailed, "retire it first: container retire "+ref.Name, "project %q has a session", ref.Name)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM projects WHERE id = ?`, id); err != nil {
+			return err
+		}
+		return record(ctx, tx, "project.deleted", by, ref, "", "the workspace stays")
+	})
+	if err != nil {
+		return fmt.Errorf("delete project %s: %w", ref, err)
+	}
+	m.Log.Info("project deleted", "project", ref.String(), "user", by)
+	return nil
+}
+
+// count returns n things in words: "1 GPU", "3 GPUs".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,222 @@
+package sessions
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+// stopTime is how long an engine may take to end a session, over the grace
+// that the session's processes get.
+const stopTime = 30 * time.Second
+
+// An ending is how a session is to end.
+type ending struct {
+	announce bool          // the container runs: record that it retires, tell people
+	grace    time.Duration // from SIGTERM to SIGKILL
+}
+
+// Retire ends ref's session for the reason given ("retired by alice") and
+// returns when it is confirmed gone. If it is retiring already, Retire waits for
+// that; a launch is cancelled and undone. Without a session: *fault.Error,
+// ExitNoSuch. If the engine cannot confirm the end, Retire returns an error
+// and the Manager goes on trying, as it does when ctx ends.
+func (m *Manager) Retire(ctx context.Context, ref Ref, by, reason string) error {
+	s, err := m.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.retireLocked(s, by, reason)
+	m.mu.Unlock()
+	return s.awaitOver(ctx)
+}
+
+// find returns ref's life.
+func (m *Manager) find(ctx context.Context, ref Ref) (*life, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, errClosed
+	}
+	for _, s := range m.lives {
+		if s.project.Ref == ref {
+			return s, nil
+		}
+	}
+	if m.unready != nil { // there may be one that is not known yet
+		return nil, m.unready
+	}
+	return nil, fault.New(fault.ExitNoSuch, "list what runs with: container list", "project %q has no session", ref.Name)
+}
+
+// retireLocked begins to retire s, unless that has begun. The caller holds
+// m.mu.
+func (m *Manager) retireLocked(s *life, by, reason string) {
+	switch {
+	case m.closed, s.reason != "", s.state == Retiring, s.state == Ended:
+		return
+	case s.state == Launching:
+		s.reason, s.by = reason, by
+		s.cancel(fault.New(fault.ExitFailed, "", "the launch was cancelled: %s", reason))
+		return
+	}
+	s.reason, s.by = reason, by
+	s.state = Retiring
+	s.stopTimers()
+	grace := time.Duration(s.limits.StopGrace)
+	m.spawnLocked(func() { m.finish(m.ctx, s, ending{announce: true, grace: grace}) })
+}
+
+// died is what Runtime.Watch calls.
+func (m *Manager) died(d Death) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.lives[d.Session]
+	if s == nil {
+		return
+	}
+	m.diedLocked(s, d.Reason)
+}
+
+// diedLocked ends s, whose container runs no more. The caller holds m.mu.
+func (m *Manager) diedLocked(s *life, reason string) {
+	switch s.state {
+	case Launching: // the launch will notice, if only at its end
+		s.died = reason
+	case Retiring: // as it should
+		s.closeGone()
+	case Active, Idle:
+		s.reason = reason
+		s.state = Retiring
+		s.stopTimers()
+		s.closeGone()
+		m.spawnLocked(func() { m.finish(m.ctx, s, ending{}) })
+	case Ended:
+	}
+}
+
+// closeGone lets everybody attached know. The caller holds m.mu.
+func (s *life) closeGone() {
+	select {
+	case <-s.gone:
+	default:
+		close(s.gone)
+	}
+}
+
+// finish takes s, which is retiring in memory, to its confirmed end: container
+// gone, then lease released. It tries until that has worked or m.ctx ends; the
+// next Start does what is left. ctx is for the first attempt.
+func (m *Manager) finish(ctx context.Context, s *life, e ending) {
+	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+		err := m.tryFinish(ctx, s, &e)
+		if err == nil {
+			return
+		}
+		m.mu.Lock()
+		s.trouble = err
+		select {
+		case <-s.troubled:
+		default:
+			close(s.troubled)
+			if m.ctx.Err() == nil {
+				s.log.Warn("cannot end the session yet; trying again until it is gone", "err", err)
+			}
+		}
+		m.mu.Unlock()
+		if !m.pause(delay) {
+			return
+		}
+		ctx = m.ctx
+	}
+}
+
+func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
+	if !s.stored {
+		m.forget(s)
+		return nil
+	}
+	if e.announce {
+		if err := m.storeRetiring(s); err != nil {
+			return err
+		}
+		m.onStep(s, Step{Name: StepRetiring})
+		m.mu.Lock()
+		s.tell(fmt.Sprintf("ds01: this session is being retired: %s; processes have %ds to end",
+			s.reason, int(e.grace.Seconds())))
+		m.mu.Unlock()
+		e.announce = false
+	}
+
+	bounded, cancel := context.WithTimeout(ctx, e.grace+stopTime)
+	defer cancel()
+	if err := m.Runtime.Stop(bounded, s.id, e.grace); err != nil {
+		return errors.Join(fmt.Errorf("stop session %s: %w", s.id, err), m.storeRetiring(s))
+	}
+	m.mu.Lock()
+	s.closeGone()
+	m.mu.Unlock()
+	m.onStep(s, Step{Name: StepStopped})
+
+	at := time.Now()
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		if err := m.Ledger.Release(ctx, tx, s.id); err != nil {
+			return err
+		}
+		return storeEnded(ctx, tx, s, at)
+	})
+	if err != nil {
+		return fmt.Errorf("record the end of session %s: %w", s.id, err)
+	}
+	m.forget(s)
+	s.log.Info("session ended", "reason", s.reason, "user", s.by)
+	return nil
+}
+
+// storeRetiring has the database say that s retires, and why.
+func (m *Manager) storeRetiring(s *life) error {
+	var changed bool
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) (err error) {
+		changed, err = storeRetiring(ctx, tx, s)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record that session %s retires: %w", s.id, err)
+	}
+	if changed {
+		s.log.Info("session retiring", "reason", s.reason, "user", s.by)
+	}
+	return nil
+}
+
+// forget takes s, of which nothing is left, out of the tables.
+func (m *Manager) forget(s *life) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.state = Ended
+	s.stopTimers()
+	s.closeGone()
+	s.cancel(nil)
+	delete(m.lives, s.id)
+	if m.byProject[s.project.ID] == s {
+		delete(m.byProject, s.project.ID)
+	}
+	close(s.over)
+}
+
+// errTrouble says why s has not ended.
+func (s *life) errTrouble() error {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	return &fault.Error{
+		Exit: fault.ExitFailed,
+		Say:  fmt.Sprintf("the session of project %q is retiring, but its container is not gone yet", s.project.Name),
+		Hint: "ds01 goes on trying; try again in a minute, or tell your administrator",
+		Err:  s.trouble,
+	}
+}

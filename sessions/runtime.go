@@ -1,0 +1,175 @@
+package sessions
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+)
+
+// A Runtime is a container engine, cut down to what sessions needs.
+// internal/docker has the real one; every implementation must pass
+// sessionstest.Runtime. All methods may be called concurrently.
+type Runtime interface {
+	// Launch creates and starts the session's container and returns once its
+	// agent answers. It calls step before each thing it does, from the calling
+	// goroutine; a panic or exit there must be safe. If it returns an error, it
+	// has left nothing behind. The error is a *fault.Error where a person can
+	// act on it (image missing, engine gone).
+	Launch(ctx context.Context, spec Spec, step func(Step)) (Container, error)
+
+	// Open returns the running container of a session that an earlier run of
+	// the gateway launched, or an error if its agent does not answer.
+	Open(ctx context.Context, session string) (Container, error)
+
+	// List returns every container that this gateway's Launch has ever made
+	// and that still exists, running or not. If the engine cannot answer, the
+	// error is not nil: an empty list means that there are none.
+	List(ctx context.Context) ([]Found, error)
+
+	// Stop asks the session's processes to end, kills what is left after grace,
+	// removes the container and returns nil only when it is confirmed gone.
+	// Stopping a session that has no container is not an error.
+	Stop(ctx context.Context, session string, grace time.Duration) error
+
+	// Watch calls died for each of this gateway's containers that stops
+	// running, and ready each time that watching has begun (again): what
+	// happened before a ready call may have been missed, so the caller lists.
+	// lost is called when the engine stops answering. It returns when ctx ends.
+	Watch(ctx context.Context, ready func(), lost func(error), died func(Death))
+}
+
+// A Container is a running session's inside. Everything that is asked of it
+// happens there: as the project's user, in the container's network and file
+// system. Its answers are not trusted. All methods may be called concurrently.
+type Container interface {
+	// Exec starts cmd. It returns once cmd runs, or could not be started. ctx
+	// bounds the start alone.
+	Exec(ctx context.Context, cmd Command) (Process, error)
+
+	// Dial connects to address ("host:port" for tcp, a path for unix).
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Listen binds address ("host:port" for tcp, port 0 for any; a path for
+	// unix, which is made with mode 0600).
+	Listen(ctx context.Context, network, address string) (net.Listener, error)
+}
+
+// A Spec is everything a Runtime needs to know to make a session's container.
+type Spec struct {
+	Session   string // ID: [a-z0-9]+, unique for ever
+	Project   Ref
+	Image     string
+	User      string // the owner's name in the container
+	UID, GID  int
+	Root      bool         // shells run as root
+	Workspace string       // directory on the host, mounted at /workspace
+	Home      string       // directory on the host that keeps Persist, or ""
+	Persist   []string     // paths relative to $HOME, kept in Home
+	GPUs      []gpu.Device // leased; empty for none
+	Limits    config.Limits
+}
+
+// A Step is one thing a launch does, for the person waiting and for tests that
+// kill the gateway in the middle.
+type Step struct {
+	Name   StepName
+	Detail string // for a person: "38 of 120 MiB", or ""
+}
+
+// A StepName names a Step.
+type StepName string
+
+// The steps of a launch, in order. Pulling comes only where the image is
+// missing, and repeats as it proceeds. Each means: is about to, or (past tense)
+// has just.
+const (
+	StepLeased   StepName = "leased"   // the session and its lease are in the database
+	StepPulling  StepName = "pulling"  // the image comes from a registry
+	StepCreating StepName = "creating" // the engine makes the container
+	StepCreated  StepName = "created"
+	StepStarted  StepName = "started" // waiting for the agent
+	StepReady    StepName = "ready"   // the agent answers
+	StepActive   StepName = "active"  // the session is recorded as active
+)
+
+// Before a launch a person may have to wait, and an end has steps that tests
+// kill the gateway in.
+const (
+	StepWaiting  StepName = "waiting"  // for the last session to end
+	StepRetiring StepName = "retiring" // the session is recorded as retiring
+	StepStopped  StepName = "stopped"  // the container is gone, the lease is not
+)
+
+// A Found is a container as the engine knows it, from its labels.
+type Found struct {
+	Container string // the engine's ID
+	Session   string
+	Running   bool
+	Reason    string // why it is not running: "out of memory", "exited with status 1"
+}
+
+// A Death is a container that stopped running.
+type Death struct {
+	Session string
+	Reason  string // "out of memory", "exited with status 1", "killed"
+}
+
+// A Command is what a channel asks to run. The zero Command is the user's
+// login shell without a terminal.
+type Command struct {
+	Args []string // program and arguments; nil for Line or the login shell
+	Line string   // if not "", run as SHELL -c LINE, verbatim, by the user's shell
+	Env  []string // NAME=value, over the login environment
+	Dir  string   // "" is /workspace
+	PTY  *PTY     // nil for three pipes
+}
+
+// A PTY is the terminal a command wants (RFC 4254 §6.2).
+type PTY struct {
+	Term  string
+	Size  Size
+	Modes []byte // encoded terminal modes, RFC 4254 §8
+}
+
+// A Size is a terminal's size in characters and pixels; 0 is unknown.
+type Size struct {
+	Columns, Rows, Width, Height uint16
+}
+
+// A Process is a command that runs in a container. Its streams are local
+// descriptors: pipes, or for a PTY the one master as both Stdin and Stdout.
+// Reads after the command's end give what it had written, then io.EOF.
+type Process interface {
+	Stdin() io.WriteCloser // Close is EOF to a pipe and nothing to a PTY
+	Stdout() io.ReadCloser
+	Stderr() io.ReadCloser // nil for a PTY
+
+	// TTY is the terminal's path inside the container, "" without a PTY.
+	TTY() string
+
+	// Resize tells a PTY its new size. It never blocks for long.
+	Resize(Size) error
+
+	// Signal sends the named signal (RFC 4254 §6.10: "INT", "TERM", …; no
+	// SIG prefix) to the command's foreground process group.
+	Signal(name string) error
+
+	// Wait returns how the command ended. It fails if the container went
+	// away first. It may be called by one goroutine, once.
+	Wait() (Exit, error)
+
+	// Close lets go of the command: what still runs is hung up on (SIGHUP), as
+	// when a terminal is closed. All descriptors are closed.
+	Close() error
+}
+
+// An Exit is how a command ended: with Code, or by Signal.
+type Exit struct {
+	Code   int
+	Signal string // without SIG: "KILL"; "" if it exited
+	Core   bool   // whether it dumped core
+}

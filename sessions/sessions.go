@@ -1,0 +1,179 @@
+// Package sessions owns projects and their sessions: launch, attach, idle,
+// retire, and what survives a crash of the gateway. It knows neither SSH nor
+// Docker: those who connect call Manager, and Runtime makes the containers.
+//
+// What must survive a crash is in the database before it is done to a
+// container; what a warm login needs is in memory. Both are changed together
+// by the Manager, the only one who may.
+package sessions
+
+import (
+	"context"
+	"database/sql"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+)
+
+// A Ref names a project in full.
+type Ref struct{ Owner, Name string }
+
+// String returns owner.name.
+func (r Ref) String() string { return r.Owner + "." + r.Name }
+
+// A Project is a named piece of work.
+type Project struct {
+	ID int64
+	Ref
+	Image   string // "" means the role's or the site's
+	GPUs    int    // how many a session of it gets
+	Created time.Time
+
+	// TookOver is set by Create alone: the workspace was there already, with
+	// whatever is in it.
+	TookOver bool
+}
+
+// A State is where a session is in its life (DESIGN.md, "The session's life").
+type State string
+
+// The states, in order; Active and Idle alternate.
+const (
+	Launching State = "launching"
+	Active    State = "active"
+	Idle      State = "idle"
+	Retiring  State = "retiring"
+	Ended     State = "ended"
+)
+
+// A Session is one project's container, as shown to people.
+type Session struct {
+	ID          string
+	Project     Ref
+	Image       string
+	State       State
+	GPUs        []gpu.Device
+	Launched    time.Time
+	IdleSince   time.Time // zero while connected
+	Retires     time.Time // when it will retire at the latest; zero if never
+	RetireWhy   string    // "idle 30m", "lifetime 24h": what Retires stands for
+	Ended       time.Time
+	Connections int
+	Reason      string // why it retires or ended
+}
+
+// An Account is a project's owner as sessions needs to know them.
+type Account struct {
+	Name     string
+	UID, GID int
+	Policy   config.Policy
+}
+
+// A Manager launches, shares and retires sessions. Set the fields, call Start,
+// and Close at the end. All methods may be called concurrently.
+type Manager struct {
+	DB      *sql.DB
+	Ledger  *gpu.Ledger
+	Probe   gpu.Probe
+	Runtime Runtime
+	Log     *slog.Logger
+
+	// Config returns the settings in force; a reload may change them. A
+	// session keeps the limits that it was launched with.
+	Config func() *config.Config
+	// Account returns a project's owner.
+	Account func(ctx context.Context, user string) (Account, error)
+	// OnStep, unless nil, is called for every step of every launch and end,
+	// before anything else happens. It is how tests kill a gateway there.
+	OnStep func(session string, s Step)
+
+	ctx    context.Context // from Start to Close
+	stop   context.CancelCauseFunc
+	work   sync.WaitGroup // every goroutine but the writer
+	writer *writer
+	wake   chan struct{} // asks for a reconciliation; holds one
+
+	reconciling sync.Mutex // held while one reconciliation runs
+	adopted     bool       // whether one has ever succeeded; guarded by it
+
+	mu        sync.Mutex // guards what follows, and every life
+	closed    bool
+	lost      bool             // whether the engine has stopped answering
+	unready   error            // why nothing may be launched now, or nil
+	changes   int              // how often the engine was lost or came back
+	lives     map[string]*life // by session
+	byProject map[int64]*life
+}
+
+// errClosed is the cause of what ends because the gateway does.
+var errClosed = &fault.Error{
+	Exit: fault.ExitGateway,
+	Say:  "the gateway is shutting down",
+	Hint: "try again in a minute: running sessions go on",
+}
+
+// Start adopts the sessions of an earlier run, finishes what that left half
+// done, and begins to watch the engine. If the engine does not answer, Start
+// succeeds all the same: nothing is launched and nothing is touched until it
+// does. ctx bounds Start alone.
+func (m *Manager) Start(ctx context.Context) error {
+	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
+	m.lives, m.byProject = map[string]*life{}, map[int64]*life{}
+	m.wake = make(chan struct{}, 1)
+	m.unready = errNotReady(nil)
+	m.writer = startWriter(m.DB)
+
+	if err := m.reconcile(ctx); err != nil {
+		m.Log.Warn("no session can be launched yet", "err", err)
+		m.wake <- struct{}{}
+	}
+	m.spawn(m.reconciler)
+	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
+	return context.Cause(ctx)
+}
+
+// Close stops looking after the sessions and returns when nothing of the
+// Manager runs any more. The sessions go on for the next Start; a launch in
+// flight is cancelled and undone.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	for _, s := range m.lives {
+		s.stopTimers()
+	}
+	m.mu.Unlock()
+	m.stop(errClosed)
+	m.work.Wait()
+	m.writer.close()
+	return nil
+}
+
+// spawn runs f in a goroutine that Close waits for, unless Close has begun.
+func (m *Manager) spawn(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.spawnLocked(f)
+}
+
+// spawnLocked is spawn for those who hold m.mu.
+func (m *Manager) spawnLocked(f func()) bool {
+	if m.closed {
+		return false
+	}
+	m.work.Go(f)
+	return true
+}
+
+// pause waits for d, or returns false if Close comes first.
+func (m *Manager) pause(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-m.ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,224 @@
+package sessions
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/observe"
+)
+
+// A row is a session as the database has it.
+type row struct {
+	id, image, reason string
+	project           sql.NullInt64
+	ref               Ref
+	state             State
+	launched          time.Time
+	idleSince         time.Time
+	ended             time.Time
+}
+
+// rows returns the sessions that have not ended, oldest first; and those that
+// ended after since, unless that is zero.
+func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
+	query := `SELECT id, project, owner, name, image, state, launched, idle_since, ended, reason
+		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
+	found, err := d.QueryContext(ctx, query, db.Millis(since))
+	if err != nil {
+		return nil, fmt.Errorf("list sessions: %w", err)
+	}
+	defer func() { _ = found.Close() }()
+	var all []row
+	for found.Next() {
+		var r row
+		var launched, idleSince, ended int64
+		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.state, &launched, &idleSince, &ended, &r.reason)
+		if err != nil {
+			return nil, fmt.Errorf("list sessions: %w", err)
+		}
+		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
+		all = append(all, r)
+	}
+	if err := found.Err(); err != nil {
+		return nil, fmt.Errorf("list sessions: %w", err)
+	}
+	return all, nil
+}
+
+// record adds an event.
+func record(ctx context.Context, tx *sql.Tx, kind, by string, ref Ref, session, detail string) error {
+	return observe.Record(ctx, tx, observe.Event{
+		Kind:    kind,
+		User:    by,
+		Project: ref.String(),
+		Session: session,
+		Detail:  detail,
+	})
+}
+
+func (s *life) record(ctx context.Context, tx *sql.Tx, state State, detail string) error {
+	return record(ctx, tx, "session."+string(state), s.by, s.project.Ref, s.id, detail)
+}
+
+// freshProject returns p as it is now.
+func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
+	now, err := scanProject(tx.QueryRowContext(ctx,
+		`SELECT `+projectColumns+` FROM projects p WHERE p.id = ? AND p.owner = ? AND p.name = ?`, p.ID, p.Owner, p.Name))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return p, errNoProject(p.Name)
+	case err != nil:
+		return p, fmt.Errorf("read project %s: %w", p.Ref, err)
+	}
+	return now, nil
+}
+
+// checkCount refuses one session more than account may have.
+func checkCount(ctx context.Context, tx *sql.Tx, account Account) error {
+	found, err := tx.QueryContext(ctx, `SELECT name FROM sessions WHERE owner = ? AND ended = 0 ORDER BY name`, account.Name)
+	if err != nil {
+		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
+	}
+	defer func() { _ = found.Close() }()
+	var names []string
+	for found.Next() {
+		var name string
+		if err := found.Scan(&name); err != nil {
+			return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
+		}
+		names = append(names, name)
+	}
+	if err := found.Err(); err != nil {
+		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
+	}
+	switch limit := account.Policy.Sessions; {
+	case len(names) < limit:
+		return nil
+	case limit == 0:
+		return fault.New(fault.ExitDenied, "ask your administrator", "%s may have no sessions", account.Name)
+	default:
+		return fault.New(fault.ExitDenied, "retire one: container retire "+names[0],
+			"%s may have %s at once and has: %s", account.Name, count(limit, "session"), strings.Join(names, ", "))
+	}
+}
+
+// previousEnd says what became of project's last session, if nobody has been told.
+func previousEnd(ctx context.Context, tx *sql.Tx, p Project, now time.Time) (string, error) {
+	var ended int64
+	var reason string
+	var told bool
+	err := tx.QueryRowContext(ctx, // by owner and name, for the index
+		`SELECT ended, reason, told FROM sessions WHERE owner = ? AND name = ? AND project = ? AND ended > 0 ORDER BY launched DESC LIMIT 1`,
+		p.Owner, p.Name, p.ID).Scan(&ended, &reason, &told)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && told:
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("last session of %s: %w", p.Ref, err)
+	}
+	layout := "15:04"
+	if at := db.Time(ended); now.UTC().YearDay() != at.YearDay() || now.UTC().Year() != at.Year() {
+		layout = "2006-01-02 15:04"
+	}
+	return fmt.Sprintf("ended %s UTC: %s", db.Time(ended).Format(layout), reason), nil
+}
+
+// storeTold has the database say that somebody has read what became of the
+// sessions before s.
+func (s *life) storeTold() {
+	p := s.project
+	s.m.writer.later(func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx,
+			`UPDATE sessions SET told = 1 WHERE owner = ? AND name = ? AND project = ? AND ended > 0 AND told = 0`, p.Owner, p.Name, p.ID)
+		return err
+	}, func(err error) {
+		if err != nil && !errors.Is(err, errClosed) { // they will be told twice
+			s.log.Error("cannot record that the last session's end was told", "err", err)
+		}
+	})
+}
+
+func storeLaunching(ctx context.Context, tx *sql.Tx, s *life, image string) error {
+	_, err := tx.ExecContext(ctx,
+		`INSERT INTO sessions (id, project, owner, name, image, state, launched) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		s.id, s.project.ID, s.project.Owner, s.project.Name, image, Launching, db.Millis(s.began))
+	switch {
+	case db.IsUnique(err):
+		return &fault.Error{
+			Exit: fault.ExitFailed,
+			Say:  fmt.Sprintf("project %q has a session that this gateway did not launch", s.project.Name),
+			Hint: "tell your administrator: does another gateway use the same database?",
+			Err:  err,
+		}
+	case err != nil:
+		return fmt.Errorf("record session of %s: %w", s.project.Ref, err)
+	}
+	return s.record(ctx, tx, Launching, "image "+image)
+}
+
+func storeActive(ctx context.Context, tx *sql.Tx, s *life) error {
+	if err := update(ctx, tx, `UPDATE sessions SET state = ? WHERE id = ? AND state = 'launching'`, Active, s.id); err != nil {
+		return err
+	}
+	return s.record(ctx, tx, Active, "launched with "+indexes(s.gpus))
+}
+
+// storeActivity records that s is active or idle, unless it retires already.
+func storeActivity(ctx context.Context, tx *sql.Tx, s *life, state State, since time.Time) error {
+	err := update(ctx, tx, `UPDATE sessions SET state = ?, idle_since = ? WHERE id = ? AND state IN ('active', 'idle')`,
+		state, db.Millis(since), s.id)
+	switch {
+	case errors.Is(err, errUnchanged):
+		return nil
+	case err != nil:
+		return err
+	}
+	return record(ctx, tx, "session."+string(state), "", s.project.Ref, s.id, "")
+}
+
+// storeRetiring records that s retires, and reports whether that is new.
+func storeRetiring(ctx context.Context, tx *sql.Tx, s *life) (changed bool, err error) {
+	err = update(ctx, tx, `UPDATE sessions SET state = 'retiring', reason = ? WHERE id = ? AND state IN ('launching', 'active', 'idle')`,
+		s.reason, s.id)
+	switch {
+	case errors.Is(err, errUnchanged):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, s.record(ctx, tx, Retiring, s.reason)
+}
+
+// storeEnded records the end of s. Those who waited for a launch that failed
+// have been told why.
+func storeEnded(ctx context.Context, tx *sql.Tx, s *life, at time.Time) error {
+	err := update(ctx, tx, `UPDATE sessions SET state = 'ended', ended = ?, reason = ?, told = ? WHERE id = ? AND ended = 0`,
+		db.Millis(at), s.reason, s.err != nil, s.id)
+	switch {
+	case errors.Is(err, errUnchanged): // an earlier try got through, though it looked otherwise
+		return nil
+	case err != nil:
+		return err
+	}
+	return s.record(ctx, tx, Ended, s.reason)
+}
+
+var errUnchanged = errors.New("the session is not in the state it should be in")
+
+// update runs a statement that must change one row.
+func update(ctx context.Context, tx *sql.Tx, query string, args ...any) error {
+	res, err := tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(err, errUnchanged)
+	}
+	return nil
+}
