@@ -11,6 +11,7 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 	"github.com/ds01/ds01/gpu"
 )
 
@@ -25,19 +26,19 @@ func probe(t *testing.T, lib nvml.Interface) *Probe {
 	return p
 }
 
-func device(server *dgxa100.Server, i int) *dgxa100.Device {
-	return server.Devices[i].(*dgxa100.Device)
+func device(host *server.Server, i int) *server.Device {
+	return host.Devices[i].(*server.Device)
 }
 
 func TestDevices(t *testing.T) {
-	server := dgxa100.New()
-	device(server, 1).SetMigMode(nvml.DEVICE_MIG_ENABLE)
-	device(server, 2).GetMigModeFunc = func() (int, int, nvml.Return) { // after the next reset
+	host := dgxa100.New()
+	device(host, 1).SetMigMode(nvml.DEVICE_MIG_ENABLE)
+	device(host, 2).GetMigModeFunc = func() (int, int, nvml.Return) { // after the next reset
 		return nvml.DEVICE_MIG_DISABLE, nvml.DEVICE_MIG_ENABLE, nvml.SUCCESS
 	}
-	device(server, 3).GetMigModeFunc = func() (int, int, nvml.Return) { return 0, 0, nvml.ERROR_NOT_SUPPORTED }
-	device(server, 4).Minor = 9
-	list, err := probe(t, server).Devices(t.Context())
+	device(host, 3).GetMigModeFunc = func() (int, int, nvml.Return) { return 0, 0, nvml.ERROR_NOT_SUPPORTED }
+	device(host, 4).Minor = 9
+	list, err := probe(t, host).Devices(t.Context())
 	if err != nil || len(list) != 8 {
 		t.Fatalf("devices %+v, %v; want 8", list, err)
 	}
@@ -58,10 +59,10 @@ func TestDevices(t *testing.T) {
 }
 
 func TestDevicesOldDriver(t *testing.T) {
-	server := dgxa100.New()
-	server.LookupSymbolFunc = func(string) error { return errors.New("undefined symbol") }
-	device(server, 0).GetMigModeFunc = func() (int, int, nvml.Return) { panic("called what is not there") }
-	if list, err := probe(t, server).Devices(t.Context()); err != nil || len(list) != 8 || list[0].MIG {
+	host := dgxa100.New()
+	host.LookupSymbolFunc = func(string) error { return errors.New("undefined symbol") }
+	device(host, 0).GetMigModeFunc = func() (int, int, nvml.Return) { panic("called what is not there") }
+	if list, err := probe(t, host).Devices(t.Context()); err != nil || len(list) != 8 || list[0].MIG {
 		t.Errorf("devices %+v, %v", list, err)
 	}
 }
@@ -71,37 +72,37 @@ func TestDevicesUnreadable(t *testing.T) {
 	const lost = nvml.ERROR_GPU_IS_LOST
 	tests := []struct {
 		name  string
-		spoil func(*dgxa100.Server)
+		spoil func(*server.Server)
 		want  string
 	}{
-		{"count", func(s *dgxa100.Server) {
+		{"count", func(s *server.Server) {
 			s.DeviceGetCountFunc = func() (int, nvml.Return) { return 0, lost }
 		}, "nvml: count GPUs: "},
-		{"handle", func(s *dgxa100.Server) {
+		{"handle", func(s *server.Server) {
 			s.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) { return nil, lost }
 		}, "nvml: GPU 0: open: "},
-		{"UUID", func(s *dgxa100.Server) {
+		{"UUID", func(s *server.Server) {
 			device(s, 5).GetUUIDFunc = func() (string, nvml.Return) { return "", lost }
 		}, "nvml: GPU 5: read UUID: "},
-		{"empty UUID", func(s *dgxa100.Server) { device(s, 5).UUID = "" }, "nvml: GPU 5: it has no UUID"},
-		{"name", func(s *dgxa100.Server) {
+		{"empty UUID", func(s *server.Server) { device(s, 5).UUID = "" }, "nvml: GPU 5: it has no UUID"},
+		{"name", func(s *server.Server) {
 			device(s, 5).GetNameFunc = func() (string, nvml.Return) { return "", lost }
 		}, "nvml: GPU 5: read name: "},
-		{"memory", func(s *dgxa100.Server) {
+		{"memory", func(s *server.Server) {
 			device(s, 5).GetMemoryInfoFunc = func() (nvml.Memory, nvml.Return) { return nvml.Memory{}, lost }
 		}, "nvml: GPU 5: read memory: "},
-		{"minor", func(s *dgxa100.Server) {
+		{"minor", func(s *server.Server) {
 			device(s, 5).GetMinorNumberFunc = func() (int, nvml.Return) { return 0, lost }
 		}, "nvml: GPU 5: read device number: "},
-		{"MIG mode", func(s *dgxa100.Server) {
+		{"MIG mode", func(s *server.Server) {
 			device(s, 5).GetMigModeFunc = func() (int, int, nvml.Return) { return 0, 0, lost }
 		}, "nvml: GPU 5: read MIG mode: "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			server := dgxa100.New()
-			tt.spoil(server)
-			list, err := probe(t, server).Devices(t.Context())
+			host := dgxa100.New()
+			tt.spoil(host)
+			list, err := probe(t, host).Devices(t.Context())
 			if list != nil || err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 				t.Errorf("devices %v, %v; want error %s…", list, err, tt.want)
 			}
@@ -116,9 +117,9 @@ func TestStartErrors(t *testing.T) {
 		nvml.ERROR_LIB_RM_VERSION_MISMATCH: false,
 		nvml.ERROR_UNKNOWN:                 false,
 	} {
-		server := dgxa100.New()
-		server.InitFunc = func() nvml.Return { return ret }
-		if p, err := start(server); p != nil || err == nil || errors.Is(err, ErrNoDriver) != noDriver {
+		host := dgxa100.New()
+		host.InitFunc = func() nvml.Return { return ret }
+		if p, err := start(host); p != nil || err == nil || errors.Is(err, ErrNoDriver) != noDriver {
 			t.Errorf("%v: %v; no driver %v", ret, err, noDriver)
 		}
 	}
@@ -133,34 +134,34 @@ func TestNoLibrary(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	server := dgxa100.New()
-	p := probe(t, server)
+	host := dgxa100.New()
+	p := probe(t, host)
 	for range 2 {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
 	}
-	if n := len(server.ShutdownCalls()); n != 1 {
+	if n := len(host.ShutdownCalls()); n != 1 {
 		t.Errorf("shut down %d times", n)
 	}
-	before := len(server.DeviceGetCountCalls())
+	before := len(host.DeviceGetCountCalls())
 	if _, err := p.Devices(t.Context()); !errors.Is(err, errClosed) {
 		t.Errorf("error %v; want %v", err, errClosed)
 	}
-	if len(server.DeviceGetCountCalls()) != before {
+	if len(host.DeviceGetCountCalls()) != before {
 		t.Error("the library was called after it was closed")
 	}
 }
 
 func TestDriverHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := dgxa100.New()
+		host := dgxa100.New()
 		release := make(chan struct{})
-		server.DeviceGetCountFunc = func() (int, nvml.Return) {
+		host.DeviceGetCountFunc = func() (int, nvml.Return) {
 			<-release
-			return len(server.Devices), nvml.SUCCESS
+			return len(host.Devices), nvml.SUCCESS
 		}
-		p := probe(t, server)
+		p := probe(t, host)
 		for range 3 { // the first is in the library, the others wait for their turn
 			began := time.Now()
 			if _, err := p.Devices(t.Context()); !errors.Is(err, errHangs) || time.Since(began) != patience {
@@ -173,7 +174,7 @@ func TestDriverHangs(t *testing.T) {
 		if _, err := p.Devices(ctx); !errors.Is(err, gone) {
 			t.Errorf("error %v; want %v", err, gone)
 		}
-		if n := len(server.DeviceGetCountCalls()); n != 1 {
+		if n := len(host.DeviceGetCountCalls()); n != 1 {
 			t.Errorf("%d calls hang; want 1", n)
 		}
 		close(release)

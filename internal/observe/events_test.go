@@ -51,6 +51,9 @@ func TestEvents(t *testing.T) {
 		{Filter{Limit: 9}, "abcd"},
 		{Filter{User: "alice", Limit: 1}, "d"},
 		{Filter{User: "al%"}, ""},
+		{Filter{Concerns: "alice"}, "abd"},
+		{Filter{Concerns: "bob"}, "cd"},
+		{Filter{Concerns: "ali"}, ""},
 	}
 	for _, tt := range tests {
 		list, err := Events(t.Context(), d, tt.filter)
