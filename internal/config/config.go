@@ -129,7 +129,7 @@ func Default() *Config {
 			Memory:      32 << 30,
 			Shm:         16 << 30,
 			Pids:        16384,
-			NoFile:      65536,
+			NoFile:      16384,
 			IdleTimeout: Duration(30 * time.Minute),
 			MaxLifetime: Duration(24 * time.Hour),
 			KeepMax:     Duration(72 * time.Hour),
