@@ -1,0 +1,99 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/fdmsg"
+)
+
+// Socket is the name of the host's socket in run_dir.
+const Socket = "console.sock"
+
+// Call has the gateway that listens at socket run args, with this process's
+// descriptors as the command's streams, and returns its exit status. When ctx
+// ends, so does the command.
+func Call(ctx context.Context, socket string, args []string, stdin, stdout, stderr *os.File) (exit int, err error) {
+	conn, err := fdmsg.Dial(socket)
+	if err != nil {
+		return 0, unreachable(socket, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := trusted(conn, socket); err != nil {
+		return 0, err
+	}
+
+	req := request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
+	if req.TTY {
+		req.Columns, _, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
+	}
+	// The answer is worth reading even to a request that was not taken.
+	sendErr := conn.Send(req, stdin, stdout, stderr)
+	for {
+		var m message
+		_, err := conn.Recv(&m, 0)
+		switch {
+		case ctx.Err() != nil:
+			return 0, context.Cause(ctx)
+		case err != nil:
+			return 0, &fault.Error{Exit: fault.ExitFailed, Say: "the gateway went away before it had answered",
+				Hint: "see whether it runs, then try again", Err: errors.Join(sendErr, err)}
+		case m.Exit != nil && m.Say != "":
+			return 0, fault.New(*m.Exit, "", "%s", m.Say)
+		case m.Exit != nil:
+			return *m.Exit, nil
+		}
+		if err := answerOpen(conn, m.Open); err != nil {
+			return 0, fmt.Errorf("hand over %s: %w", m.Open, err)
+		}
+	}
+}
+
+// answerOpen opens the file that the command line named, with the rights of
+// who typed it.
+func answerOpen(conn *fdmsg.Conn, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return conn.Send(opened{Error: err.Error()})
+	}
+	defer f.Close()
+	return conn.Send(opened{}, f)
+}
+
+// trusted makes sure that whoever listens is root or ourselves: they get our
+// descriptors, and files that we may read.
+func trusted(conn *fdmsg.Conn, socket string) error {
+	peer, err := conn.Peer()
+	if err != nil {
+		return fmt.Errorf("who listens at %s: %w", socket, err)
+	}
+	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
+		return fault.New(fault.ExitDenied, "check run_dir in the config", "%s belongs to another user's program", socket)
+	}
+	return nil
+}
+
+// unreachable says why nobody answers at socket.
+func unreachable(socket string, err error) error {
+	f := &fault.Error{Exit: fault.ExitFailed, Err: err}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		f.Say = "no gateway runs here: nobody answers at " + socket
+		f.Hint = "start it: systemctl start ds01, or ds01 serve"
+	case errors.Is(err, fs.ErrPermission):
+		f.Say = "you may not reach the gateway at " + socket
+		f.Hint = "ask your administrator"
+	default:
+		f.Say = "the gateway cannot be reached at " + socket
+		f.Hint = "see whether it runs: systemctl status ds01"
+	}
+	return f
+}

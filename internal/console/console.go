@@ -1,0 +1,116 @@
+// Package console is ds01's command tree: what a person can ask, whichever door
+// they come through. It runs inside the gateway with the caller's identity, and
+// owns how commands are spelled, who may use them, and what they print. What
+// they do is in sessions, keys and gpu. The host's door, a unix socket, is here
+// too; the door over SSH is package gateway's.
+package console
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/keys"
+	"github.com/ds01/ds01/sessions"
+)
+
+// A Caller is who asks, as a door has made sure of it.
+type Caller struct {
+	User  string // "" for the host's root without a ds01 user
+	Admin bool
+}
+
+// CallerFor returns the caller that a door has found to be u.
+func CallerFor(u keys.User) Caller {
+	return Caller{User: u.Name, Admin: u.Role == adminRole}
+}
+
+// name is who did it, for events and reasons.
+func (c Caller) name() string {
+	if c.User == "" {
+		return "root"
+	}
+	return c.User
+}
+
+// A Backend is what commands work on.
+type Backend struct {
+	Keys     *keys.Store
+	Sessions *sessions.Manager
+	Ledger   *gpu.Ledger
+	Probe    gpu.Probe
+	DB       *sql.DB
+	Log      *slog.Logger
+	Config   func() *config.Config // the settings in force
+}
+
+// An IO is the caller's side of a command: their streams, their terminal, and
+// their right to read files.
+type IO struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	TTY            bool // whether Stdout is a terminal
+	Columns        int  // its width, 0 if unknown
+
+	// Open opens a file that the caller named, with the caller's rights and
+	// never with the gateway's.
+	Open func(path string) (io.ReadCloser, error)
+}
+
+// A call is one command line on its way through the tree.
+type call struct {
+	*Backend
+	IO
+
+	ctx    context.Context
+	caller Caller
+	json   bool
+}
+
+// Run runs the command that args spell, without the program's name, and returns
+// its exit status. What went wrong has been told on Stderr. It may be called
+// concurrently.
+func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams IO) (exit int) {
+	if caller.User == "" && !caller.Admin {
+		return Report(streams.Stderr, fault.New(fault.ExitDenied, "ask your administrator", "you have no ds01 account"))
+	}
+	c := &call{Backend: b, IO: streams, ctx: ctx, caller: caller}
+	// The words come from anyone with an account, and are parsed by libraries:
+	// a mistake there must not end everybody's connections.
+	defer func() {
+		if p := recover(); p != nil {
+			b.Log.Error("a command panicked", "user", caller.User, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			exit = Report(streams.Stderr, fault.For(fmt.Errorf("panic: %v", p)))
+		}
+	}()
+	err := Execute(c.tree(), args, streams)
+	if err == nil {
+		return 0
+	}
+	if errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
+		return fault.ExitFailed // nobody reads any more
+	}
+	f := fault.For(err)
+	if f.Err != nil {
+		b.Log.Warn("a command failed", "user", caller.User, "say", f.Say, "err", f.Err)
+	}
+	return Report(streams.Stderr, f)
+}
+
+// Report tells a person what went wrong, in one line or two, and returns the
+// exit status.
+func Report(w io.Writer, f *fault.Error) (exit int) {
+	_, _ = fmt.Fprintf(w, "ds01: %s\n", plain(f.Say)) // a caller who is gone reads nothing
+	if f.Hint != "" {
+		_, _ = fmt.Fprintf(w, "ds01: %s\n", plain(f.Hint))
+	}
+	return f.Exit
+}

@@ -1,0 +1,216 @@
+package console
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// sessionJSON is a session as --json prints it.
+type sessionJSON struct {
+	Session     string     `json:"session"`
+	Project     string     `json:"project"`
+	Owner       string     `json:"owner"`
+	State       string     `json:"state"`
+	Image       string     `json:"image"`
+	GPUs        []gpuJSON  `json:"gpus"`
+	Launched    *time.Time `json:"launched"`
+	IdleSince   *time.Time `json:"idle_since"`
+	Connections int        `json:"connections"`
+	Retires     *time.Time `json:"retires"` // at the latest; null is never
+	RetireWhy   string     `json:"retire_why"`
+	Ended       *time.Time `json:"ended"`
+	Reason      string     `json:"reason"` // why it retires or ended
+	Workspace   string     `json:"workspace"`
+}
+
+func (c *call) sessionJSON(s sessions.Session) sessionJSON {
+	j := sessionJSON{
+		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image,
+		GPUs: []gpuJSON{}, Launched: stamp(s.Launched), IdleSince: stamp(s.IdleSince), Connections: s.Connections,
+		Retires: stamp(s.Retires), RetireWhy: s.RetireWhy, Ended: stamp(s.Ended), Reason: s.Reason,
+		Workspace: c.Sessions.Workspace(s.Project),
+	}
+	for _, d := range s.GPUs {
+		j.GPUs = append(j.GPUs, deviceJSON(d))
+	}
+	return j
+}
+
+// containers is the commands about sessions, which people call containers.
+func (c *call) containers() *cobra.Command {
+	cmd := Parent("container", "List and retire running containers",
+		"A project's container is launched by the first login and retired when it is idle.\nWhat is in /workspace stays.")
+	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire())
+	return cmd
+}
+
+// sessions returns the sessions that the caller may see.
+func (c *call) sessions(ended bool) ([]sessions.Session, error) {
+	all, err := c.Sessions.Sessions(c.ctx, ended)
+	if err != nil || c.caller.Admin {
+		return all, err
+	}
+	var own []sessions.Session
+	for _, s := range all {
+		if s.Project.Owner == c.caller.User {
+			own = append(own, s)
+		}
+	}
+	return own, nil
+}
+
+func (c *call) containerList() *cobra.Command {
+	var all bool
+	cmd := c.leaf(leaf{
+		use:     "list",
+		short:   "List your containers; for admins, everybody's",
+		example: "ds01 container list --all",
+		run: func(*cobra.Command, []string) error {
+			found, err := c.sessions(all)
+			if err != nil {
+				return err
+			}
+			rows := make([]sessionJSON, len(found))
+			for i, s := range found {
+				rows[i] = c.sessionJSON(s)
+			}
+			now := time.Now()
+			head := "PROJECT STATE GPUS SINCE CONNECTIONS RETIRES"
+			if all {
+				head += " ENDED REASON"
+			}
+			return list(c, rows, head, func(s sessionJSON) []string {
+				cells := []string{
+					c.called(sessions.Ref{Owner: s.Owner, Name: s.Project}), s.State, indexes(s.GPUs),
+					moment(value(s.Launched)), strconv.Itoa(s.Connections), retires(s, now),
+				}
+				if all {
+					cells = append(cells, moment(value(s.Ended)), s.Reason)
+				}
+				return cells
+			})
+		},
+	})
+	cmd.Flags().BoolVar(&all, "all", false, "also what ended in the last day, and why")
+	return cmd
+}
+
+// indexes names GPUs as people do: "0,3".
+func indexes(gpus []gpuJSON) string {
+	names := make([]string, len(gpus))
+	for i, g := range gpus {
+		names[i] = strconv.Itoa(g.Index)
+	}
+	return strings.Join(names, ",")
+}
+
+// retires says when a session will retire, and why: "in 25m: idle 30m".
+func retires(s sessionJSON, now time.Time) string {
+	if s.Retires == nil || s.Ended != nil {
+		return ""
+	}
+	when := until(*s.Retires, now)
+	if why := cmp.Or(s.RetireWhy, s.Reason); why != "" {
+		when += ": " + why
+	}
+	return when
+}
+
+// value is what p points to; of nil, the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func (c *call) containerShow() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "show NAME",
+		short:   "Show a project's container, or its last one of today",
+		example: "ds01 container show my-thesis",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			all, err := c.Sessions.Sessions(c.ctx, true)
+			if err != nil {
+				return err
+			}
+			s, ok := latest(all, p.Ref)
+			if !ok {
+				return fault.New(fault.ExitNoSuch, "a login launches one", "%s has no container", c.called(p.Ref))
+			}
+			return c.showSession(s)
+		},
+	})
+}
+
+// latest returns ref's live session, or the one that ended last.
+func latest(all []sessions.Session, ref sessions.Ref) (found sessions.Session, ok bool) {
+	for _, s := range all {
+		if s.Project != ref {
+			continue
+		}
+		if !ok || s.Ended.IsZero() || !found.Ended.IsZero() && s.Ended.After(found.Ended) {
+			found, ok = s, true
+		}
+	}
+	return found, ok
+}
+
+func (c *call) showSession(s sessions.Session) error {
+	j := c.sessionJSON(s)
+	var gpus []string
+	for _, g := range s.GPUs {
+		gpus = append(gpus, describe(g))
+	}
+	return c.show(j,
+		field{"project", s.Project.String()},
+		field{"state", j.State},
+		field{"gpus", strings.Join(gpus, "; ")},
+		field{"image", j.Image},
+		field{"launched", moment(s.Launched)},
+		field{"connections", strconv.Itoa(s.Connections)},
+		field{"idle since", moment(s.IdleSince)},
+		field{"retires", retires(j, time.Now())},
+		field{"ended", moment(s.Ended)},
+		field{"reason", s.Reason},
+		field{"workspace", j.Workspace},
+		field{"session", s.ID})
+}
+
+// describe names one GPU in full.
+func describe(d gpu.Device) string {
+	return fmt.Sprintf("%d %s (%s)", d.Index, d.Name, d.UUID)
+}
+
+func (c *call) containerRetire() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "retire NAME",
+		short:   "End a project's container now; its files stay",
+		long:    "Returns when the container is gone and its GPUs are free.",
+		example: "ds01 container retire my-thesis",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.findOwn(args[0])
+			if err != nil {
+				return err
+			}
+			by := c.caller.name()
+			if err := c.Sessions.Retire(c.ctx, p.Ref, by, "retired by "+by); err != nil {
+				return err
+			}
+			return c.say(c.projectJSON(p), "retired %s; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref))
+		},
+	})
+}

@@ -1,0 +1,226 @@
+package console
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// projectJSON is a project as --json prints it.
+type projectJSON struct {
+	Name      string     `json:"name"`
+	Owner     string     `json:"owner"`
+	Image     string     `json:"image"` // "" is the role's or the site's
+	GPUs      int        `json:"gpus"`
+	Workspace string     `json:"workspace"` // on the host
+	Created   *time.Time `json:"created"`
+}
+
+func (c *call) projectJSON(p sessions.Project) projectJSON {
+	return projectJSON{Name: p.Name, Owner: p.Owner, Image: p.Image, GPUs: p.GPUs,
+		Workspace: c.Sessions.Workspace(p.Ref), Created: stamp(p.Created)}
+}
+
+// projects is the commands about projects.
+func (c *call) projects() *cobra.Command {
+	cmd := Parent("project", "Create, change and delete projects",
+		"A project is a piece of work with its own files, image and GPUs. `ssh NAME@host` opens\n"+
+			"a shell in its container. Its owner calls it NAME, others OWNER.NAME.")
+	cmd.AddCommand(c.projectCreate(), c.projectList(), c.projectShow(), c.projectSet(), c.projectDelete())
+	return cmd
+}
+
+// find returns the project that the caller means by name. An admin may mean
+// anybody's.
+func (c *call) find(name string) (sessions.Project, error) {
+	owner, _, dotted := strings.Cut(name, ".")
+	switch {
+	case c.caller.Admin && dotted:
+		return c.Sessions.Find(c.ctx, owner, name)
+	case c.caller.User == "":
+		return sessions.Project{}, usage(fmt.Sprintf("whose %s is meant?", name), "help; name it OWNER."+name)
+	}
+	return c.Sessions.Find(c.ctx, c.caller.User, name)
+}
+
+// findOwn is find for what only the owner and admins may do.
+func (c *call) findOwn(name string) (sessions.Project, error) {
+	p, err := c.find(name)
+	if err == nil && !c.caller.Admin && p.Owner != c.caller.User {
+		return p, fault.New(fault.ExitDenied, "ask "+p.Owner, "only the owner of %s may do this", p.Ref)
+	}
+	return p, err
+}
+
+// called is how the caller names ref.
+func (c *call) called(ref sessions.Ref) string {
+	if ref.Owner == c.caller.User && !c.caller.Admin {
+		return ref.Name
+	}
+	return ref.String()
+}
+
+func (c *call) projectCreate() *cobra.Command {
+	var owner, image string
+	var gpus int
+	cmd := c.leaf(leaf{
+		use:     "create NAME",
+		short:   "Create a project and its workspace",
+		long:    "Without --gpus it asks for one GPU, if its owner may have any.",
+		example: "ds01 project create my-thesis --gpus 2",
+		run: func(cmd *cobra.Command, args []string) error {
+			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus}
+			return c.createProject(p, cmd.Flags().Changed("gpus"))
+		},
+	})
+	cmd.Flags().StringVar(&owner, "owner", "", "whose it is (admins; default: yours)")
+	cmd.Flags().StringVar(&image, "image", "", "container image (default: the role's or the site's)")
+	cmd.Flags().IntVar(&gpus, "gpus", 0, "how many GPUs each of its sessions gets")
+	return cmd
+}
+
+// createProject makes p; what it leaves open is filled in.
+func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
+	if before, after, dotted := strings.Cut(p.Name, "."); dotted && (p.Owner == "" || p.Owner == before) {
+		p.Owner, p.Name = before, after
+	}
+	p.Owner = cmp.Or(p.Owner, c.caller.User)
+	switch {
+	case p.Owner == "":
+		return usage("whose project is it to be?", "project create "+p.Name+" --owner USER")
+	case p.Owner != c.caller.User && !c.caller.Admin:
+		return fault.New(fault.ExitDenied, "leave the owner out to create your own", "only an administrator may create a project for somebody else")
+	case gpusGiven && p.GPUs < 0:
+		return usage("--gpus must be 0 or more", "project create --help")
+	}
+	u, err := c.Keys.User(c.ctx, p.Owner)
+	if err != nil {
+		return explain(err, p.Owner)
+	}
+	if !gpusGiven {
+		p.GPUs = min(1, c.Config().Policy(u.Role, u.Name).GPUs)
+	}
+	p, err = c.Sessions.Create(c.ctx, c.caller.name(), p)
+	if err != nil {
+		return err
+	}
+	done := "created %s; its files are in %s"
+	if p.TookOver {
+		done = "created %s; its files are in %s, which was there already"
+	}
+	return c.say(c.projectJSON(p), done, c.called(p.Ref), c.Sessions.Workspace(p.Ref))
+}
+
+func (c *call) projectList() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "list",
+		short:   "List your projects; for admins, everybody's",
+		example: "ds01 project list --json",
+		run: func(*cobra.Command, []string) error {
+			whose := c.caller.User
+			if c.caller.Admin {
+				whose = ""
+			}
+			all, err := c.Sessions.Projects(c.ctx, whose)
+			if err != nil {
+				return err
+			}
+			rows := make([]projectJSON, len(all))
+			for i, p := range all {
+				rows[i] = c.projectJSON(p)
+			}
+			return list(c, rows, "PROJECT GPUS IMAGE CREATED", func(p projectJSON) []string {
+				return []string{c.called(sessions.Ref{Owner: p.Owner, Name: p.Name}), strconv.Itoa(p.GPUs), p.Image, moment(value(p.Created))}
+			})
+		},
+	})
+}
+
+func (c *call) projectShow() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "show NAME",
+		short:   "Show a project",
+		example: "ds01 project show my-thesis",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			return c.showProject(p)
+		},
+	})
+}
+
+func (c *call) showProject(p sessions.Project) error {
+	image := p.Image
+	if image == "" {
+		image = "the role's or the site's"
+	}
+	return c.show(c.projectJSON(p),
+		field{"project", p.String()},
+		field{"gpus", strconv.Itoa(p.GPUs)},
+		field{"image", image},
+		field{"workspace", c.Sessions.Workspace(p.Ref)},
+		field{"created", moment(p.Created)})
+}
+
+func (c *call) projectSet() *cobra.Command {
+	var image string
+	var gpus int
+	cmd := c.leaf(leaf{
+		use:     "set NAME",
+		short:   "Change a project's image or GPUs, from its next session on",
+		example: "ds01 project set my-thesis --gpus 2",
+		run: func(cmd *cobra.Command, args []string) error {
+			setImage, setGPUs := cmd.Flags().Changed("image"), cmd.Flags().Changed("gpus")
+			switch {
+			case !setImage && !setGPUs:
+				return usage("project set: --image or --gpus is missing", "project set --help")
+			case setGPUs && gpus < 0:
+				return usage("--gpus must be 0 or more", "project set --help")
+			}
+			p, err := c.findOwn(args[0])
+			if err != nil {
+				return err
+			}
+			if setImage {
+				p.Image = image
+			}
+			if setGPUs {
+				p.GPUs = gpus
+			}
+			if err := c.Sessions.Set(c.ctx, c.caller.name(), p); err != nil {
+				return err
+			}
+			return c.say(c.projectJSON(p), "changed %s; its next session will have it", c.called(p.Ref))
+		},
+	})
+	cmd.Flags().StringVar(&image, "image", "", `container image; "" is the role's or the site's`)
+	cmd.Flags().IntVar(&gpus, "gpus", 0, "how many GPUs each of its sessions gets")
+	return cmd
+}
+
+func (c *call) projectDelete() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "delete NAME",
+		short:   "Forget a project; its files stay",
+		example: "ds01 project delete my-thesis",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.findOwn(args[0])
+			if err != nil {
+				return err
+			}
+			if err := c.Sessions.Delete(c.ctx, c.caller.name(), p.Ref); err != nil {
+				return err
+			}
+			return c.say(c.projectJSON(p), "deleted %s; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref))
+		},
+	})
+}

@@ -1,0 +1,265 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/fdmsg"
+)
+
+// What goes over the host's socket. The client sends a request with its three
+// standard descriptors. The server answers with messages: any number that ask
+// to open a file, each answered by an opened with the descriptor, and one that
+// has the exit status.
+type (
+	request struct {
+		Args    []string `json:"args"`
+		TTY     bool     `json:"tty"`
+		Columns int      `json:"columns"`
+	}
+	message struct {
+		Open string `json:"open,omitempty"`
+		Exit *int   `json:"exit,omitempty"`
+		Say  string `json:"say,omitempty"` // for stderr, where the server has none
+	}
+	opened struct {
+		Error string `json:"error,omitempty"`
+	}
+)
+
+const (
+	askTime   = 10 * time.Second // for a client's request
+	closeTime = 3 * time.Second  // for commands to notice the server's end
+	maxCalls  = 64               // at once, root's apart
+	maxOwn    = 8                // of one host account
+)
+
+// A Server is the host's door: a unix socket where the kernel says who asks.
+type Server struct {
+	Backend *Backend
+	Log     *slog.Logger
+
+	// account looks up who a uid is; nil asks the host.
+	account func(uid uint32) (account, error)
+
+	live sync.WaitGroup
+
+	mu    sync.Mutex // guards calls
+	calls map[uint32]int
+}
+
+// Serve answers clients until ctx ends. It closes l. It then waits a moment for
+// running commands, which end with ctx too, save those that a client holds up.
+func (s *Server) Serve(ctx context.Context, l *fdmsg.Listener) error {
+	s.calls = map[uint32]int{}
+	if s.account == nil {
+		s.account = hostAccount
+	}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = conn.Close()
+			}
+			s.wait()
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // out of descriptors, perhaps
+			s.Log.Warn("cannot accept at the console's socket", "err", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		s.live.Go(func() {
+			defer conn.Close()
+			s.serve(ctx, conn)
+		})
+	}
+}
+
+// wait waits for live commands, but not for ever.
+func (s *Server) wait() {
+	done := make(chan struct{})
+	go func() { s.live.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(closeTime):
+		s.Log.Warn("left commands behind that their callers hold up")
+	}
+}
+
+// serve runs the one command of conn.
+func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
+	peer, err := conn.Peer()
+	if err != nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Now().Add(askTime))
+	if !s.enter(peer.Uid) {
+		_ = conn.Send(message{Exit: new(fault.ExitFailed), Say: "too many commands are running here; try again in a moment"})
+		return
+	}
+	defer s.leave(peer.Uid)
+
+	var req request
+	files, err := conn.Recv(&req, 3)
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	if err != nil || len(files) != 3 || slices.ContainsFunc(files, func(f *os.File) bool { return !acceptable(f) }) {
+		return // not our client
+	}
+	_ = conn.SetDeadline(time.Time{})
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	std, release, err := descriptors(ctx, files...)
+	if err != nil {
+		return
+	}
+	defer release()
+	client := &client{ctx: ctx, conn: conn, answers: make(chan answer)}
+	var reader sync.WaitGroup
+	reader.Go(func() { defer cancel(); client.read() })
+
+	exit := s.run(ctx, peer.Uid, req, IO{
+		Stdin: std[0], Stdout: std[1], Stderr: std[2],
+		TTY: req.TTY, Columns: req.Columns, Open: client.open,
+	})
+	_ = conn.SetDeadline(time.Now().Add(askTime))
+	_ = conn.Send(message{Exit: &exit})
+	cancel()
+	_ = conn.Close()
+	reader.Wait()
+}
+
+// run finds out who uid is and runs their command.
+func (s *Server) run(ctx context.Context, uid uint32, req request, streams IO) (exit int) {
+	caller, err := s.caller(ctx, uid)
+	if err != nil {
+		f := fault.For(err)
+		if f.Err != nil {
+			s.Log.Warn("cannot tell who asks at the console's socket", "uid", uid, "err", f.Err)
+		}
+		return Report(streams.Stderr, f)
+	}
+	return s.Backend.Run(ctx, caller, req.Args, streams)
+}
+
+// enter takes one of uid's places, if there is one. Nobody can take root's.
+func (s *Server) enter(uid uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	others := 0
+	for id, n := range s.calls {
+		if id != 0 {
+			others += n
+		}
+	}
+	if uid != 0 && (s.calls[uid] >= maxOwn || others >= maxCalls) {
+		return false
+	}
+	s.calls[uid]++
+	return true
+}
+
+func (s *Server) leave(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls[uid]--; s.calls[uid] == 0 {
+		delete(s.calls, uid)
+	}
+}
+
+// A client is the other end of a connection while its command runs.
+type client struct {
+	ctx     context.Context // the command's
+	conn    *fdmsg.Conn
+	answers chan answer
+}
+
+// An answer is what came of asking to open a file.
+type answer struct {
+	opened
+	file *os.File // nil with an error
+}
+
+// read takes in answers until the client is gone or makes no sense.
+func (c *client) read() {
+	for {
+		var a answer
+		files, err := c.conn.Recv(&a.opened, 1)
+		if err != nil {
+			return
+		}
+		if len(files) == 1 {
+			a.file = files[0]
+		}
+		select {
+		case c.answers <- a:
+			continue
+		case <-c.ctx.Done():
+		}
+		if a.file != nil {
+			_ = a.file.Close()
+		}
+		return
+	}
+}
+
+// open is a command's IO.Open: the client opens the file, as who they are.
+func (c *client) open(path string) (io.ReadCloser, error) {
+	if err := c.conn.Send(message{Open: path}); err != nil {
+		return nil, fmt.Errorf("ask the caller for a file: %w", err)
+	}
+	select {
+	case a := <-c.answers:
+		switch {
+		case a.Error != "":
+			return nil, fault.New(fault.ExitFailed, "", "%s", a.Error)
+		case a.file == nil || !acceptable(a.file):
+			if a.file != nil {
+				_ = a.file.Close()
+			}
+			return nil, fault.New(fault.ExitFailed, "", "%s is not a file that can be read", path)
+		}
+		return c.reader(a.file)
+	case <-c.ctx.Done():
+		return nil, context.Cause(c.ctx)
+	}
+}
+
+// reader reads f until the call ends.
+func (c *client) reader(f *os.File) (io.ReadCloser, error) {
+	d, release, err := descriptors(c.ctx, f)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{d[0], closer(func() error { release(); return f.Close() })}, nil
+}
+
+// A closer is a func that closes.
+type closer func() error
+
+// Close calls it.
+func (c closer) Close() error { return c() }

@@ -1,0 +1,253 @@
+package console
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+// Groups of commands in the help text.
+const (
+	everybody = "everybody"
+	admins    = "admins"
+)
+
+// tree builds the commands anew for each call: cobra's keep state.
+func (c *call) tree() *cobra.Command {
+	root := Parent("ds01", "GPU containers that you log into",
+		"ds01 is a gateway: `ssh PROJECT@host` opens a shell in the project's GPU container.\n"+
+			"These commands look after projects, containers and people.")
+	root.Example = "  ds01 project create my-thesis\n  ds01 container list"
+	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(flagError)
+	root.AddGroup(
+		&cobra.Group{ID: everybody, Title: "Commands:"},
+		&cobra.Group{ID: admins, Title: "Commands for admins:"},
+	)
+	root.SetHelpCommand(help())
+	root.SetCompletionCommandGroupID(everybody)
+	add := func(group string, commands ...*cobra.Command) {
+		for _, cmd := range commands {
+			cmd.GroupID = group
+			root.AddCommand(cmd)
+		}
+	}
+	add(everybody, c.projects(), c.containers(), c.gpus(), c.keys(), c.events())
+	add(admins, c.users())
+	return root
+}
+
+// Tree returns the commands for a program that checks a command line and then
+// passes it on: pass is called in the place of every command.
+func Tree(pass func(cmd *cobra.Command, args []string) error) *cobra.Command {
+	root := new(call).tree()
+	for _, group := range root.Commands() {
+		for _, cmd := range append(group.Commands(), group) {
+			if !cmd.HasSubCommands() {
+				cmd.RunE = pass
+			}
+		}
+	}
+	return root
+}
+
+// Execute runs root with args. It reads and writes streams alone, never the
+// process's own. Words that make no sense are a *fault.Error (ExitUsage).
+func Execute(root *cobra.Command, args []string, streams IO) error {
+	started := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	root.SetArgs(append([]string{}, args...)) // nil would be the process's own
+	root.SetIn(streams.Stdin)
+	root.SetOut(streams.Stdout)
+	root.SetErr(streams.Stderr)
+	err := root.Execute()
+	if _, told := errors.AsType[*fault.Error](err); err != nil && !told && !started {
+		return usage(err.Error(), "help") // the library's, about one of its own commands
+	}
+	return err
+}
+
+// help is the library's command of that name, which would exit the process
+// for a reader that is gone, and say little about words that it does not know.
+func help() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND…]",
+		GroupID: everybody,
+		Short:   "Show what a command does",
+		Example: "  ds01 help project create",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usage(strings.Join(args, " ")+": unknown command", "help")
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
+// Parent returns a command that only has others below it. Alone it prints its
+// help.
+func Parent(use, short, long string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Long: long,
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			try := path(cmd, "--help")
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				try = path(cmd, near[0])
+			}
+			return usage(args[0]+": unknown command", try)
+		},
+	}
+}
+
+// A leaf is a command that does something.
+type leaf struct {
+	use     string // with its words: "add USER FILE…", "list [USER]"
+	short   string
+	long    string // what else to know, or ""
+	example string
+	admin   bool // for admins alone
+	run     func(cmd *cobra.Command, args []string) error
+}
+
+// leaf returns the command that l describes.
+func (c *call) leaf(l leaf) *cobra.Command {
+	return &cobra.Command{
+		Use: l.use, Short: l.short, Long: l.long,
+		Example:           "  " + l.example,
+		Args:              words(l.use),
+		ValidArgsFunction: c.complete(l),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if l.admin && !c.caller.Admin {
+				return fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this")
+			}
+			return l.run(cmd, args)
+		},
+	}
+}
+
+// words checks the number of a command's words against its use line: each in
+// brackets may be left out, and one that ends in … may be repeated.
+func words(use string) cobra.PositionalArgs {
+	wanted := strings.Fields(use)[1:]
+	fewest, most := 0, len(wanted)
+	for _, w := range wanted {
+		if !strings.HasPrefix(w, "[") {
+			fewest++
+		}
+		if strings.Contains(w, "…") {
+			most = math.MaxInt
+		}
+	}
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < fewest:
+			return usage(fmt.Sprintf("%s: %s is missing", path(cmd), strings.Trim(wanted[len(args)], "[]…")), path(cmd, "--help"))
+		case len(args) > most:
+			return usage(fmt.Sprintf("%s: %q is one word too many", path(cmd), args[most]), path(cmd, "--help"))
+		}
+		return nil
+	}
+}
+
+// path is what to type for cmd, after the program's name.
+func path(cmd *cobra.Command, more ...string) string {
+	all := append(strings.Fields(cmd.CommandPath())[1:], more...)
+	return strings.Join(all, " ")
+}
+
+// usage is the error for words that are wrong: one line, with what to try.
+func usage(say, try string) *fault.Error {
+	return fault.New(fault.ExitUsage, "", "%s; try: ds01 %s", say, try)
+}
+
+// flagError puts the flag library's errors in words.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	say := err.Error()
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		say = fmt.Sprintf("--%s: %q is not %s", bad.GetFlag().Name, bad.GetValue(), kind(bad.GetFlag()))
+	} else if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		say = fmt.Sprintf("there is no --%s here", unknown.GetSpecifiedName())
+		if short := unknown.GetSpecifiedShortnames(); short != "" {
+			say = fmt.Sprintf("there is no -%s here", unknown.GetSpecifiedName())
+		}
+	} else if lacks, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		say = fmt.Sprintf("--%s needs %s after it", lacks.GetFlag().Name, kind(lacks.GetFlag()))
+	}
+	return usage(say, path(cmd, "--help"))
+}
+
+// kind names what a flag's value is.
+func kind(f *pflag.Flag) string {
+	switch f.Value.Type() {
+	case "int":
+		return "a number"
+	case "bool":
+		return "true or false"
+	}
+	return "a value"
+}
+
+// complete returns what offers a leaf's next word to a shell: the names that
+// its use line asks for.
+func (c *call) complete(l leaf) cobra.CompletionFunc {
+	wanted := strings.Fields(l.use)[1:]
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(wanted) == 0 || c.Backend == nil || l.admin && !c.caller.Admin {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		switch next := wanted[min(len(args), len(wanted)-1)]; {
+		case strings.Contains(next, "FILE"):
+			return nil, cobra.ShellCompDirectiveDefault
+		case len(args) >= len(wanted), strings.HasPrefix(l.use, "create "), strings.HasPrefix(l.use, "add NAME"):
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		case strings.Contains(next, "USER"):
+			return c.userNames(), cobra.ShellCompDirectiveNoFileComp
+		case next == "NAME":
+			return c.projectNames(), cobra.ShellCompDirectiveNoFileComp
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// userNames is every user, for admins. A list that cannot be had is empty: a
+// shell's completion is no place for errors.
+func (c *call) userNames() (names []string) {
+	if !c.caller.Admin {
+		return nil
+	}
+	all, _ := c.Keys.Users(c.ctx)
+	for _, u := range all {
+		names = append(names, u.Name)
+	}
+	return names
+}
+
+// projectNames is the projects that the caller may name.
+func (c *call) projectNames() (names []string) {
+	whose := c.caller.User
+	if c.caller.Admin {
+		whose = ""
+	}
+	all, _ := c.Sessions.Projects(c.ctx, whose)
+	for _, p := range all {
+		names = append(names, c.called(p.Ref))
+	}
+	return names
+}

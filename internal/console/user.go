@@ -1,0 +1,255 @@
+package console
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/keys"
+)
+
+// userJSON is a user as --json prints them. Limits and Keys come with show.
+type userJSON struct {
+	Name     string      `json:"name"`
+	Role     string      `json:"role"`
+	UID      int         `json:"uid"`
+	GID      int         `json:"gid"`
+	Disabled bool        `json:"disabled"`
+	Created  *time.Time  `json:"created"`
+	Limits   *limitsJSON `json:"limits,omitempty"`
+	Projects []string    `json:"projects,omitempty"`
+	Keys     []keyJSON   `json:"keys,omitempty"`
+}
+
+// limitsJSON is what a user may have, in bytes and seconds; 0 is as the config
+// has it.
+type limitsJSON struct {
+	GPUs        int     `json:"gpus"`
+	Sessions    int     `json:"sessions"`
+	CPUs        float64 `json:"cpus"`
+	Memory      int64   `json:"memory"`
+	Shm         int64   `json:"shm"`
+	Pids        int     `json:"pids"`
+	NoFile      int     `json:"nofile"`
+	IdleTimeout float64 `json:"idle_timeout"`
+	MaxLifetime float64 `json:"max_lifetime"`
+	KeepMax     float64 `json:"keep_max"`
+	StopGrace   float64 `json:"stop_grace"`
+	Image       string  `json:"image"`
+	Root        bool    `json:"root"`
+}
+
+func asUserJSON(u keys.User) userJSON {
+	return userJSON{Name: u.Name, Role: u.Role, UID: u.UID, GID: u.GID, Disabled: u.Disabled, Created: stamp(u.Created)}
+}
+
+// standardRoles may be given although the config does not mention them: they
+// then have everybody's limits.
+var standardRoles = []string{"student", "researcher", "faculty", adminRole}
+
+// users is the commands about users, for admins.
+func (c *call) users() *cobra.Command {
+	cmd := Parent("user", "Add, show, disable and remove users", "")
+	cmd.AddCommand(c.userAdd(), c.userList(), c.userShow(),
+		c.userSwitch("disable", "Keep a user out; their files and projects stay", true),
+		c.userSwitch("enable", "Let a disabled user in again", false),
+		c.userRemove())
+	return cmd
+}
+
+func (c *call) userAdd() *cobra.Command {
+	var role string
+	var files []string
+	var uid, gid int
+	cmd := c.leaf(leaf{
+		use:     "add NAME",
+		short:   "Add a user",
+		long:    "Without --uid, a host account of that name gives uid and gid; else they come from the config's range.",
+		example: "ds01 user add alice --role researcher --key alice.pub",
+		admin:   true,
+		run: func(cmd *cobra.Command, args []string) error {
+			n := keys.NewUser{Name: args[0], Role: role}
+			if cmd.Flags().Changed("uid") {
+				n.UID = &uid
+			}
+			if cmd.Flags().Changed("gid") {
+				n.GID = &gid
+			}
+			return c.addUser(n, files)
+		},
+	})
+	cmd.Flags().StringVar(&role, "role", "student", "role, whose limits apply")
+	cmd.Flags().StringArrayVar(&files, "key", nil, "file of public keys; - is standard input (may be repeated)")
+	cmd.Flags().IntVar(&uid, "uid", 0, "numeric user ID of their processes and files")
+	cmd.Flags().IntVar(&gid, "gid", 0, "numeric group ID")
+	return cmd
+}
+
+func (c *call) addUser(n keys.NewUser, files []string) error {
+	roles := c.Config().Roles
+	if _, ok := roles[n.Role]; !ok && !slices.Contains(standardRoles, n.Role) {
+		known := slices.Clone(standardRoles)
+		for role := range roles {
+			known = append(known, role)
+		}
+		slices.Sort(known)
+		return fault.New(fault.ExitNoSuch, "there is "+strings.Join(slices.Compact(known), ", "), "no role %q", n.Role)
+	}
+	var err error
+	if n.Keys, err = c.readKeys(files); err != nil {
+		return err
+	}
+	u, err := c.Keys.Add(c.ctx, n)
+	if err != nil {
+		return explain(err, n.Name)
+	}
+	c.record("user.added", fmt.Sprintf("%s, %s, uid %d, %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key")))
+	return c.say(asUserJSON(u), "added %s (%s, uid %d) with %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key"))
+}
+
+func (c *call) userList() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "list",
+		short:   "List users",
+		example: "ds01 user list --json",
+		admin:   true,
+		run: func(*cobra.Command, []string) error {
+			all, err := c.Keys.Users(c.ctx)
+			if err != nil {
+				return err
+			}
+			rows := make([]userJSON, len(all))
+			for i, u := range all {
+				rows[i] = asUserJSON(u)
+			}
+			return list(c, rows, "USER ROLE UID GID STATE CREATED", func(u userJSON) []string {
+				state := "enabled"
+				if u.Disabled {
+					state = "disabled"
+				}
+				return []string{u.Name, u.Role, strconv.Itoa(u.UID), strconv.Itoa(u.GID), state, moment(value(u.Created))}
+			})
+		},
+	})
+}
+
+func (c *call) userShow() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "show USER",
+		short:   "Show a user: limits, projects and keys",
+		example: "ds01 user show alice",
+		admin:   true,
+		run: func(_ *cobra.Command, args []string) error {
+			u, err := c.Keys.User(c.ctx, args[0])
+			if err != nil {
+				return explain(err, args[0])
+			}
+			return c.showUser(u)
+		},
+	})
+}
+
+func (c *call) showUser(u keys.User) error {
+	j := asUserJSON(u)
+	p := c.Config().Policy(u.Role, u.Name)
+	j.Limits = asLimitsJSON(p)
+	projects, err := c.Sessions.Projects(c.ctx, u.Name)
+	if err != nil {
+		return err
+	}
+	for _, p := range projects {
+		j.Projects = append(j.Projects, p.String())
+	}
+	held, err := c.Keys.Keys(c.ctx, u.Name)
+	if err != nil {
+		return explain(err, u.Name)
+	}
+	fields := []field{
+		{"user", u.Name}, {"role", u.Role},
+		{"uid, gid", fmt.Sprintf("%d, %d", u.UID, u.GID)},
+		{"created", moment(u.Created)},
+		{"limits", fmt.Sprintf("%s, %s at once", count(p.GPUs, "GPU"), count(p.Sessions, "session"))},
+		{"each session", fmt.Sprintf("%v CPUs, %v memory, %v shm, %d pids, %d files", p.CPUs, p.Memory, p.Shm, p.Pids, p.NoFile)},
+		{"retires", fmt.Sprintf("idle for %s, at the latest after %s; kept for %s at most", p.IdleTimeout, p.MaxLifetime, p.KeepMax)},
+		{"image", p.Image},
+		{"projects", strings.Join(j.Projects, ", ")},
+	}
+	if u.Disabled {
+		fields = append(fields, field{"state", "disabled"})
+	}
+	if p.Root {
+		fields = append(fields, field{"root", "yes"})
+	}
+	for _, k := range held {
+		j.Keys = append(j.Keys, asKeyJSON(k))
+		fields = append(fields, field{"key", strings.TrimSpace(k.Fingerprint + " " + k.Type + " " + k.Comment)})
+	}
+	return c.show(j, fields...)
+}
+
+func asLimitsJSON(p config.Policy) *limitsJSON {
+	seconds := func(d config.Duration) float64 { return time.Duration(d).Seconds() }
+	return &limitsJSON{
+		GPUs: p.GPUs, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
+		Pids: p.Pids, NoFile: p.NoFile, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
+		KeepMax: seconds(p.KeepMax), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
+	}
+}
+
+// userSwitch is disable or enable.
+func (c *call) userSwitch(verb, short string, disabled bool) *cobra.Command {
+	return c.leaf(leaf{
+		use:     verb + " USER",
+		short:   short,
+		example: "ds01 user " + verb + " alice",
+		admin:   true,
+		run: func(_ *cobra.Command, args []string) error {
+			if err := c.Keys.SetDisabled(c.ctx, args[0], disabled); err != nil {
+				return explain(err, args[0])
+			}
+			u, err := c.Keys.User(c.ctx, args[0])
+			if err != nil {
+				return explain(err, args[0])
+			}
+			c.record("user."+verb+"d", u.Name)
+			return c.say(asUserJSON(u), "%sd %s", verb, u.Name)
+		},
+	})
+}
+
+func (c *call) userRemove() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "remove USER",
+		short:   "Forget a user who owns no projects, and their keys",
+		example: "ds01 user remove alice",
+		admin:   true,
+		run: func(_ *cobra.Command, args []string) error {
+			u, err := c.Keys.User(c.ctx, args[0])
+			if err != nil {
+				return explain(err, args[0])
+			}
+			if err := c.Keys.Remove(c.ctx, u.Name); err != nil {
+				return explain(err, u.Name)
+			}
+			c.record("user.removed", u.Name)
+			return c.say(asUserJSON(u), "removed %s", u.Name)
+		},
+	})
+}
+
+// count says how many there are: "1 key", "2 keys", "no keys".
+func count(n int, noun string) string {
+	switch n {
+	case 0:
+		return "no " + noun + "s"
+	case 1:
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
