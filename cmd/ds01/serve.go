@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ds01/ds01/gateway"
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/console"
+	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/docker"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/fdmsg"
+	"github.com/ds01/ds01/keys"
+	"github.com/ds01/ds01/sessions"
+)
+
+// drainTime is how long people's connections may take to end.
+const drainTime = 10 * time.Second
+
+// A house is the running gateway: its parts, opened in order and closed in
+// reverse.
+type house struct {
+	path   string // of the config
+	config atomic.Pointer[config.Config]
+	log    *slog.Logger
+	opened []func() error // what closes each part
+
+	listener net.Listener
+	socket   *fdmsg.Listener
+	keys     *keys.Store
+	gateway  *gateway.Server
+	console  *console.Server
+}
+
+// serve runs the gateway that the config at path describes until ctx ends.
+// Errors say, in one line or two, what stopped it from starting.
+func serve(ctx context.Context, path string, logs io.Writer) (err error) {
+	c, err := loadConfig(path)
+	if err != nil {
+		return err
+	}
+	h := &house{path: path, log: slog.New(slog.NewTextHandler(logs, nil))}
+	h.config.Store(c)
+	// Before anything that takes time: a reload must not end the process.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	defer func() { err = errors.Join(err, h.close()) }()
+	if err := h.open(ctx, c); err != nil {
+		if say, hint, ok := db.Explain(err); ok {
+			return &fault.Error{Exit: fault.ExitFailed, Say: say, Hint: hint, Err: err}
+		}
+		return err
+	}
+	h.log.Info("serving", "listen", h.listener.Addr().String(), "config", path, "version", version())
+	return h.run(ctx, hup)
+}
+
+// run serves until ctx ends or a door breaks.
+func (h *house) run(ctx context.Context, hup <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	broken := make(chan error, 2)
+	var doors sync.WaitGroup
+	doors.Go(func() { broken <- h.gateway.Serve(h.listener) })
+	doors.Go(func() { broken <- h.console.Serve(ctx, h.socket) })
+
+	var err error
+	for wait := true; wait; {
+		select {
+		case <-hup:
+			h.reload()
+		case err = <-broken:
+			wait = false
+		case <-ctx.Done():
+			wait = false
+		}
+	}
+	h.log.Info("stopping; sessions go on")
+	cancel()
+	bounded, done := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer done()
+	if late := h.gateway.Shutdown(bounded); late != nil {
+		h.log.Warn("cut off connections that did not end in time", "err", late)
+	}
+	doors.Wait()
+	return err
+}
+
+// open opens everything, cheap refusals first.
+func (h *house) open(ctx context.Context, c *config.Config) error {
+	for dir, mode := range map[string]os.FileMode{c.StateDir: 0o700, c.RunDir: 0o755} {
+		if err := makeDir(dir, mode); err != nil {
+			return err
+		}
+	}
+	if err := h.lock(c.StateDir); err != nil {
+		return err
+	}
+	if err := h.listen(c); err != nil {
+		return err
+	}
+	d, err := db.Open(ctx, filepath.Join(c.StateDir, "ds01.db"))
+	if err != nil {
+		return err
+	}
+	h.opens(d.Close)
+	instance, err := db.Instance(ctx, d)
+	if err != nil {
+		return err
+	}
+	hostKeys, err := gateway.HostKeys(c.StateDir)
+	if err != nil {
+		return err
+	}
+	h.keys = keys.NewStore(d, c.UIDs.First, c.UIDs.Last)
+	h.opens(h.keys.Close)
+	probe, err := h.probe(c.GPUs)
+	if err != nil {
+		return err
+	}
+	engine, err := h.engine(ctx, c, instance)
+	if err != nil {
+		return err
+	}
+
+	ledger := gpu.NewLedger(d)
+	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: probe, Runtime: engine,
+		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
+	if err := manager.Start(ctx); err != nil {
+		return err
+	}
+	h.opens(manager.Close)
+
+	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, Probe: probe,
+		DB: d, Log: h.log, Config: h.config.Load}
+	h.console = &console.Server{Backend: backend, Log: h.log}
+	h.gateway = &gateway.Server{Keys: h.keys, Sessions: manager, Config: h.config.Load,
+		Console: h.overSSH(backend), HostKeys: hostKeys, Log: h.log}
+	return nil
+}
+
+// opens notes how to close a part that has just been opened.
+func (h *house) opens(close func() error) { h.opened = append(h.opened, close) }
+
+// close closes what has been opened, the last first.
+func (h *house) close() error {
+	var all error
+	for _, part := range slices.Backward(h.opened) {
+		all = errors.Join(all, part())
+	}
+	return all
+}
+
+// lock makes sure that no other gateway uses the same state: each would undo
+// what the other does.
+func (h *house) lock(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600) // #nosec G304 -- the administrator's
+	if err != nil {
+		return err
+	}
+	h.opens(f.Close) // which unlocks
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return &fault.Error{Exit: fault.ExitFailed, Say: "another ds01 serves from " + dir,
+			Hint: "stop it first, or give this one another state_dir", Err: err}
+	}
+	return nil
+}
+
+// listen opens both doors. Who comes waits until they are served.
+func (h *house) listen(c *config.Config) error {
+	var err error
+	h.listener, err = net.Listen("tcp", c.Listen)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return &fault.Error{Exit: fault.ExitFailed, Say: c.Listen + " is in use by another program",
+			Hint: "stop that, or set listen in the config (ss -ltnp shows who)", Err: err}
+	case err != nil:
+		return fmt.Errorf("listen at %s: %w", c.Listen, err)
+	}
+	h.opens(ignoreClosed(h.listener.Close))
+	path := filepath.Join(c.RunDir, console.Socket)
+	h.socket, err = fdmsg.Listen(path, 0o666)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return &fault.Error{Exit: fault.ExitFailed, Say: "another ds01 answers at " + path,
+			Hint: "stop it first, or give this one another run_dir", Err: err}
+	case err != nil:
+		return err
+	}
+	h.opens(ignoreClosed(h.socket.Close))
+	return nil
+}
+
+// ignoreClosed returns close for what may have been closed by its user.
+func ignoreClosed(close func() error) func() error {
+	return func() error {
+		if err := close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// engine returns the Docker Engine. It need not run yet: a host may start it
+// after us, and until then logins are told.
+func (h *house) engine(ctx context.Context, c *config.Config, instance string) (*docker.Runtime, error) {
+	agent := c.Agent
+	if agent == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find ds01-agent beside this program: %w", err)
+		}
+		agent = filepath.Join(filepath.Dir(self), "ds01-agent")
+	}
+	engine, err := docker.New(docker.Options{Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Log: h.log})
+	if err != nil {
+		return nil, err
+	}
+	h.opens(engine.Close)
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	if err := engine.Check(ctx); err != nil {
+		f := fault.For(err)
+		h.log.Warn("Docker cannot be used yet: "+f.Say, "hint", f.Hint, "err", err)
+	}
+	return engine, nil
+}
+
+// makeDir makes dir, and those above it for everybody to pass, if it is
+// missing. A directory that is there stays as it is.
+func makeDir(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { // #nosec G301 -- /var/lib, not secrets
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	err := os.Mkdir(dir, mode)
+	if err == nil {
+		err = os.Chmod(dir, mode) // whatever our umask
+	} else if errors.Is(err, os.ErrExist) {
+		err = nil // or something else, as those who use it will say
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}
+
+// account is sessions' view of a user.
+func (h *house) account(ctx context.Context, user string) (sessions.Account, error) {
+	u, err := h.keys.User(ctx, user)
+	switch {
+	case errors.Is(err, keys.ErrNoUser):
+		return sessions.Account{}, fault.New(fault.ExitNoSuch, "", "no user %q", user)
+	case err != nil:
+		return sessions.Account{}, err
+	}
+	return sessions.Account{Name: u.Name, UID: u.UID, GID: u.GID, Policy: h.config.Load().Policy(u.Role, u.Name)}, nil
+}
+
+// overSSH returns the console for the control login. Who that is, the gateway
+// has made sure of; what they may do depends on their role at this moment.
+func (h *house) overSSH(backend *console.Backend) gateway.Console {
+	return func(ctx context.Context, user string, args []string, streams gateway.ConsoleIO) int {
+		u, err := h.keys.User(ctx, user)
+		if err != nil || u.Disabled {
+			return console.Report(streams.Stderr, &fault.Error{Exit: fault.ExitDenied, Say: "you have no ds01 account any more",
+				Hint: "ask your administrator", Err: err})
+		}
+		return backend.Run(ctx, console.CallerFor(u), args, console.IO{
+			Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr,
+			TTY: streams.TTY, Columns: streams.Columns,
+			Open: func(path string) (io.ReadCloser, error) {
+				return nil, fault.New(fault.ExitUsage, "", "files cannot be read over ssh; put - for %q and send it on standard input", path)
+			},
+		})
+	}
+}
