@@ -209,11 +209,7 @@ func (m *Manager) abandon(s *life, err error) {
 	}
 	m.mu.Lock()
 	s.state, s.err = Retiring, err
-	switch {
-	case s.reason != "": // it was retired meanwhile
-	case s.died != "":
-		s.reason = "launch failed: " + s.died
-	default:
+	if s.reason == "" { // else it was retired meanwhile
 		s.reason = "launch failed: " + fault.For(err).Say
 	}
 	s.log.Warn("launch failed", "err", err)

@@ -37,7 +37,7 @@ type life struct {
 	idleSince time.Time
 	reason    string // why it retires or ended; once set it stays
 	by        string // who retires it
-	died      string // why its container died while it launched
+	died      string // why its container died before it was active
 	err       error  // what its launch failed with
 	trouble   error  // why it could not be ended, once troubled is closed
 	container Container

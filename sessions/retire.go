@@ -86,7 +86,7 @@ func (m *Manager) died(d Death) {
 // diedLocked ends s, whose container runs no more. The caller holds m.mu.
 func (m *Manager) diedLocked(s *life, reason string) {
 	switch s.state {
-	case Launching: // the launch will notice, if only at its end
+	case Launching: // matters if the Runtime does not notice; or it is its own doing, undoing
 		s.died = reason
 	case Retiring: // as it should
 		s.closeGone()

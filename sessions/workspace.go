@@ -56,7 +56,7 @@ func (d directory) path() string { return filepath.Join(d.root, d.rel) }
 // root, and reports whether it was not there yet. One that is there is left as
 // it is.
 func (d directory) make(uid, gid int) (made bool, err error) {
-	if err := os.MkdirAll(d.root, 0o755); err != nil { //nolint:gosec // people must reach what is theirs below it
+	if err := os.MkdirAll(d.root, 0o755); err != nil { // people must reach what is theirs below it
 		return false, d.explain(d.root, err)
 	}
 	r, err := os.OpenRoot(d.root)
