@@ -141,6 +141,18 @@ func TestStartWithoutEngine(t *testing.T) {
 	})
 }
 
+// TestLateStray is a container that the engine made for a killed gateway after
+// the next one had looked.
+func TestLateStray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		id := w.attach(w.project("alice", "thesis", 1)).Session.ID
+		w.fake.Stray("late")
+		time.Sleep(2 * time.Minute)
+		w.consistent(id)
+	})
+}
+
 // TestUnremovableStray pins that nothing is launched while a container that
 // nobody knows may use a GPU.
 func TestUnremovableStray(t *testing.T) {

@@ -107,8 +107,9 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 	var project Project
 	var gpus []gpu.Device
 	var image, previous string
-	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
-		var err error
+	var refused bool
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) (err error) {
+		defer func() { refused = err != nil }()
 		project, err = freshProject(ctx, tx, s.project) // it may have changed since the login found it
 		if err != nil {
 			return err
@@ -136,6 +137,9 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 		return err
 	})
 	if err != nil {
+		m.mu.Lock()
+		s.stored = !refused // the commit may have happened all the same
+		m.mu.Unlock()
 		return m.explainLend(ctx, err, project, len(devices))
 	}
 	m.mu.Lock()

@@ -31,7 +31,7 @@ type life struct {
 	over     chan struct{} // closed once its lease is released, too
 
 	state     State
-	stored    bool // whether it has a row
+	stored    bool // whether it has, or may have, a row
 	image     string
 	began     time.Time
 	idleSince time.Time

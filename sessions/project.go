@@ -55,7 +55,7 @@ func (m *Manager) Find(ctx context.Context, user, name string) (Project, error) 
 	case errors.Is(err, sql.ErrNoRows):
 		return Project{}, errNoProject(name)
 	case err != nil:
-		return Project{}, fmt.Errorf("find project %q for %q: %w", name, user, err)
+		return Project{}, fmt.Errorf("find project %q for %q: %w", name, user, explainDB(err))
 	}
 	return p, nil
 }
@@ -72,19 +72,19 @@ func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) 
 		 WHERE ?1 = '' OR p.owner = ?1 OR p.id IN (SELECT project FROM members WHERE user = ?1)
 		 ORDER BY p.name, p.owner`, user)
 	if err != nil {
-		return nil, fmt.Errorf("projects of %q: %w", user, err)
+		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 	}
 	defer func() { _ = rows.Close() }()
 	var all []Project
 	for rows.Next() {
 		p, err := scanProject(rows)
 		if err != nil {
-			return nil, fmt.Errorf("projects of %q: %w", user, err)
+			return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 		}
 		all = append(all, p)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("projects of %q: %w", user, err)
+		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 	}
 	return all, nil
 }
@@ -166,7 +166,7 @@ func (m *Manager) exists(ctx context.Context, ref Ref) (exists bool, err error) 
 	err = m.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM projects WHERE owner = ? AND name = ?)`,
 		ref.Owner, ref.Name).Scan(&exists)
 	if err != nil {
-		return false, fmt.Errorf("look for project %s: %w", ref, err)
+		return false, fmt.Errorf("look for project %s: %w", ref, explainDB(err))
 	}
 	return exists, nil
 }

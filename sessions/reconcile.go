@@ -11,7 +11,12 @@ import (
 
 const (
 	// listTime bounds the question which containers there are.
-	listTime = 30 * time.Second
+	listTime = 10 * time.Second
+
+	// reconcileEvery is how often the engine is asked without a reason: a
+	// request that a killed gateway had made may be carried out after the next
+	// one has looked.
+	reconcileEvery = time.Minute
 
 	// orphanGrace is what the processes of a container get that no session
 	// has.
@@ -44,15 +49,17 @@ func (m *Manager) engineBack() {
 	}
 }
 
-// reconciler reconciles whenever it is asked to, until that has worked.
+// reconciler reconciles now and then, and whenever it is asked to, until that
+// has worked or the engine is known to be away: then it is asked again.
 func (m *Manager) reconciler() {
 	for {
 		select {
 		case <-m.wake:
+		case <-time.After(reconcileEvery):
 		case <-m.ctx.Done():
 			return
 		}
-		for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+		for delay := 100 * time.Millisecond; !m.isLost(); delay = min(2*delay, 5*time.Second) {
 			err := m.reconcile(m.ctx)
 			if err == nil {
 				break
@@ -65,6 +72,12 @@ func (m *Manager) reconciler() {
 			}
 		}
 	}
+}
+
+func (m *Manager) isLost() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lost
 }
 
 // reconcile makes the database, the Manager's tables and the engine's
@@ -84,7 +97,7 @@ func (m *Manager) reconcile(ctx context.Context) error {
 	switch {
 	case err != nil:
 		m.unready = errNotReady(err)
-	case m.changes == changes: // else the engine was away, and asks for another round when it is back
+	case m.changes == changes && !m.lost: // else it asks for another round when it is back
 		m.unready = nil
 	}
 	return err

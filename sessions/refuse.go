@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -35,6 +36,15 @@ func errNotReady(cause error) error {
 		Hint: "try again in a minute, or tell your administrator",
 		Err:  cause,
 	}
+}
+
+// explainDB puts what is wrong with the database itself into words. Other
+// errors, and none, pass through.
+func explainDB(err error) error {
+	if say, hint, ok := db.Explain(err); ok {
+		return &fault.Error{Exit: fault.ExitFailed, Say: say, Hint: hint, Err: err}
+	}
+	return err
 }
 
 // explainLend says why p gets no GPU, in terms of who has them. Other errors

@@ -31,7 +31,7 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
-		return nil, fmt.Errorf("list sessions: %w", err)
+		return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 	}
 	defer func() { _ = found.Close() }()
 	var all []row
@@ -40,13 +40,13 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 		var launched, idleSince, ended int64
 		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.state, &launched, &idleSince, &ended, &r.reason)
 		if err != nil {
-			return nil, fmt.Errorf("list sessions: %w", err)
+			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}
 		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
 		all = append(all, r)
 	}
 	if err := found.Err(); err != nil {
-		return nil, fmt.Errorf("list sessions: %w", err)
+		return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 	}
 	return all, nil
 }

@@ -84,7 +84,7 @@ func (w *writer) run(d *sql.DB) {
 			w.queue = nil
 			w.mu.Unlock()
 			for _, one := range queue {
-				one.done(db.InTx(ctx, d, func(tx *sql.Tx) error { return one.do(ctx, tx) }))
+				one.done(explainDB(db.InTx(ctx, d, func(tx *sql.Tx) error { return one.do(ctx, tx) })))
 			}
 			if len(queue) > 0 {
 				continue
