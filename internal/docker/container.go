@@ -1,0 +1,43 @@
+package docker
+
+import (
+	"context"
+	"net"
+
+	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/sessions"
+)
+
+// A container is a session's inside: its agent, in sessions' words. The agent
+// is a static program and knows nothing of package sessions.
+type container struct{ agent *agent.Client }
+
+func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Process, error) {
+	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, Env: cmd.Env, Dir: cmd.Dir}
+	if cmd.PTY != nil {
+		ask.PTY = &agent.PTY{Term: cmd.PTY.Term, Size: agent.Size(cmd.PTY.Size), Modes: cmd.PTY.Modes}
+	}
+	p, err := c.agent.Exec(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	return process{p}, nil
+}
+
+func (c container) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.agent.Dial(ctx, network, address)
+}
+
+func (c container) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return c.agent.Listen(ctx, network, address)
+}
+
+// A process is an agent's process with sessions' types.
+type process struct{ *agent.Process }
+
+func (p process) Resize(size sessions.Size) error { return p.Process.Resize(agent.Size(size)) }
+
+func (p process) Wait() (sessions.Exit, error) {
+	exit, err := p.Process.Wait()
+	return sessions.Exit(exit), err
+}

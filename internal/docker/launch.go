@@ -1,0 +1,252 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	containers "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+const (
+	// agentPatience is how long a started container may take to answer. Ours
+	// takes a few milliseconds.
+	agentPatience = 10 * time.Second
+	// enginePatience bounds a call to the engine that a cancelled launch must
+	// not cut short: the engine would go on and make the container after we
+	// had looked whether there is one.
+	enginePatience = 60 * time.Second
+)
+
+// Launch implements sessions.Runtime.
+func (r *Runtime) Launch(ctx context.Context, spec sessions.Spec, step func(sessions.Step)) (c sessions.Container, err error) {
+	dir, err := r.dir(spec.Session)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := os.Lstat(spec.Workspace); err != nil || !fi.IsDir() {
+		return nil, &fault.Error{
+			Exit: fault.ExitFailed,
+			Say:  fmt.Sprintf("the workspace %s is not a directory", printable(spec.Workspace)),
+			Hint: "ask your administrator to look at it",
+			Err:  err,
+		}
+	}
+	// Only who made the directory may undo: the session may be running.
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the agent's directory: %w", err)
+	}
+	launched := false
+	defer func() { // also when step panics
+		if launched {
+			return
+		}
+		if undoErr := r.undo(ctx, spec.Session); undoErr != nil {
+			err = errors.Join(err, undoErr)
+		}
+	}()
+	box, err := r.launch(ctx, spec, dir, step)
+	if err != nil {
+		return nil, err
+	}
+	launched = true
+	return box, nil
+}
+
+// undo removes what a failed launch of session has left, even if ctx is done.
+func (r *Runtime) undo(ctx context.Context, session string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enginePatience)
+	defer cancel()
+	if err := r.Stop(ctx, session, 0); err != nil {
+		return fmt.Errorf("undo the launch of session %s, whose container may still be there: %w", session, err)
+	}
+	return nil
+}
+
+// launch does what Launch promises, but leaves a mess if it fails.
+func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (sessions.Container, error) {
+	if err := writeConfig(spec, dir); err != nil {
+		return nil, err
+	}
+	id, err := r.createAndStart(ctx, spec, dir, step)
+	if id != "" && errdefs.IsNotFound(err) {
+		// Somebody removed the network since we last saw it: once more.
+		r.forgetNetwork()
+		if err := r.stop(ctx, id, 0); err != nil {
+			return nil, err
+		}
+		id, err = r.createAndStart(ctx, spec, dir, step)
+	}
+	if err != nil {
+		return nil, err
+	}
+	step(sessions.Step{Name: sessions.StepStarted})
+	client := agent.NewClient(dir)
+	if err := r.await(ctx, id, client); err != nil {
+		return nil, err
+	}
+	step(sessions.Step{Name: sessions.StepReady})
+	return container{client}, context.Cause(ctx)
+}
+
+// writeConfig tells the agent who its user is.
+func writeConfig(spec sessions.Spec, dir string) error {
+	c := agent.Config{User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root}
+	if spec.Home != "" {
+		c.Home, c.Persist = homeMount, spec.Persist
+	}
+	if err := agent.WriteConfig(dir, c); err != nil {
+		return fmt.Errorf("write the agent's config: %w", err)
+	}
+	return nil
+}
+
+// createAndStart returns the ID of a container that has been started, or, with
+// an error, of one that could only be created, or "".
+func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (string, error) {
+	network, err := r.ensureNetwork(ctx)
+	if err != nil {
+		return "", err
+	}
+	req := newRequest(spec, host{
+		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), Exists: exists,
+	})
+	step(sessions.Step{Name: sessions.StepCreating})
+	id, err := r.create(ctx, req)
+	if errdefs.IsNotFound(err) { // the image: nothing else that we name is looked up here
+		if err := r.pull(ctx, spec.Image, step); err != nil {
+			return "", err
+		}
+		step(sessions.Step{Name: sessions.StepCreating})
+		id, err = r.create(ctx, req)
+	}
+	if err != nil {
+		return "", r.refused("make", err)
+	}
+	step(sessions.Step{Name: sessions.StepCreated})
+	if err := context.Cause(ctx); err != nil {
+		return id, err
+	}
+	if err := r.start(ctx, id); err != nil {
+		return id, r.refused("start", err)
+	}
+	return id, nil
+}
+
+// create creates the container and returns its ID.
+func (r *Runtime) create(ctx context.Context, req request) (string, error) {
+	if err := context.Cause(ctx); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enginePatience)
+	defer cancel()
+	made, err := r.docker.ContainerCreate(ctx, req.Config, req.HostConfig, nil, nil, req.Name)
+	for _, w := range made.Warnings {
+		r.log.Debug("engine warns", "container", made.ID, "warning", w)
+	}
+	return made.ID, err
+}
+
+// start starts container id.
+func (r *Runtime) start(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enginePatience)
+	defer cancel()
+	return r.docker.ContainerStart(ctx, id, containers.StartOptions{})
+}
+
+// refused returns the error for a container that the engine would not make or
+// start.
+func (r *Runtime) refused(verb string, err error) error {
+	explained := r.explain(verb+" the container", err)
+	if _, ok := errors.AsType[*fault.Error](explained); ok || errors.Is(err, context.Canceled) {
+		return explained
+	}
+	return &fault.Error{
+		Exit: fault.ExitFailed,
+		Say:  fmt.Sprintf("Docker could not %s the container: %s", verb, printable(err.Error())),
+		Hint: "ask your administrator to look at it",
+		Err:  explained,
+	}
+}
+
+// await returns when the agent in container id answers, or says why it won't.
+func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, errNoAnswer)
+	defer cancel()
+	const most = 50 * time.Millisecond
+	looked := time.Now()
+	for wait := time.Millisecond; ; wait = min(2*wait, most) {
+		pingErr := ping(ctx, c)
+		if pingErr == nil {
+			return nil
+		}
+		if time.Since(looked) > 4*most { // only if it takes longer than it should
+			looked = time.Now()
+			if why := r.whyDead(ctx, id); why != "" {
+				return r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
+			}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
+				return err
+			}
+			return r.failedToStart(ctx, id, fmt.Sprintf("the container started, but its agent did not answer within %v", r.patience), pingErr)
+		}
+	}
+}
+
+var errNoAnswer = errors.New("the agent does not answer")
+
+// ping asks the agent once, and not for long: it may be about to start.
+func ping(ctx context.Context, c *agent.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return c.Ping(ctx)
+}
+
+// failedToStart returns an error that says what happened and, if the container
+// said something, the last line of that.
+func (r *Runtime) failedToStart(ctx context.Context, id, say string, cause error) error {
+	if line := r.lastLine(ctx, id); line != "" {
+		say += " (" + line + ")"
+	}
+	return &fault.Error{
+		Exit: fault.ExitFailed,
+		Say:  say,
+		Hint: "try another image, or ask your administrator to look at the log",
+		Err:  cause,
+	}
+}
+
+// lastLine returns the last line that container id logged, or "".
+func (r *Runtime) lastLine(ctx context.Context, id string) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	logs, err := r.docker.ContainerLogs(ctx, id, containers.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: "1"})
+	if err != nil {
+		return ""
+	}
+	defer logs.Close()
+	var out bytes.Buffer
+	_, _ = stdcopy.StdCopy(&out, &out, io.LimitReader(logs, 64<<10)) // what there is will do
+	return printable(strings.TrimSpace(out.String()))
+}
+
+// exists reports whether path is there.
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -1,0 +1,88 @@
+package docker
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+const (
+	// networkName is of the bridge that all sessions share, and all gateways.
+	networkName = "ds01"
+	// optionICC says whether containers on a bridge may speak to each other.
+	optionICC = "com.docker.network.bridge.enable_icc"
+)
+
+// ensureNetwork returns the ID of the containers' network, made if missing.
+// It asks the engine once; forgetNetwork makes it ask again.
+func (r *Runtime) ensureNetwork(ctx context.Context) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.network != "" {
+		return r.network, nil
+	}
+	found, err := r.networks(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(found) == 0 {
+		if found, err = r.createNetwork(ctx); err != nil {
+			return "", err
+		}
+	}
+	if found[0].Options[optionICC] != "false" {
+		return "", fault.New(fault.ExitGateway, "remove it (docker network rm "+r.networkName+") and ds01 will make its own",
+			"the Docker network %s lets containers reach each other", r.networkName)
+	}
+	r.network = found[0].ID
+	return r.network, nil
+}
+
+// createNetwork makes the network and returns all of its name. Engines before
+// 25 let two gateways create the same name at once; both then keep the older
+// one, and whoever made the other removes it. Containers name the network by
+// ID, so nothing is ambiguous in between.
+func (r *Runtime) createNetwork(ctx context.Context) ([]network.Summary, error) {
+	made, createErr := r.docker.NetworkCreate(ctx, r.networkName, network.CreateOptions{
+		Driver:  "bridge",
+		Options: map[string]string{optionICC: "false"},
+	})
+	found, err := r.networks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, r.explain("create network "+r.networkName, createErr)
+	}
+	if createErr == nil && made.ID != found[0].ID {
+		if err := r.docker.NetworkRemove(ctx, made.ID); err != nil {
+			r.log.Warn("second network of one name not removed", "network", made.ID, "err", err)
+		}
+	}
+	return found, nil
+}
+
+// networks returns the networks named ds01, oldest first.
+func (r *Runtime) networks(ctx context.Context) ([]network.Summary, error) {
+	all, err := r.docker.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("name", r.networkName))})
+	if err != nil {
+		return nil, r.explain("list networks", err)
+	}
+	all = slices.DeleteFunc(all, func(n network.Summary) bool { return n.Name != r.networkName }) // the filter matches substrings
+	slices.SortFunc(all, func(a, b network.Summary) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	return all, nil
+}
+
+// forgetNetwork makes the next launch look for the network again.
+func (r *Runtime) forgetNetwork() {
+	r.mu.Lock()
+	r.network = ""
+	r.mu.Unlock()
+}

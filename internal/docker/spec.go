@@ -1,0 +1,193 @@
+package docker
+
+import (
+	"runtime"
+	"strings"
+
+	containers "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/go-units"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/sessions"
+)
+
+// Labels are enough to rebuild the truth after a crash.
+const (
+	labelGateway = "ds01.gateway"
+	labelSession = "ds01.session"
+	labelProject = "ds01.project"
+	labelOwner   = "ds01.owner"
+	labelLease   = "ds01.lease" // UUIDs, comma-separated
+)
+
+// homeMount is where the user's kept home is; the agent links into it.
+const homeMount = "/.ds01/home"
+
+// A request is what we ask the engine to create.
+type request struct {
+	Name       string
+	Config     *containers.Config
+	HostConfig *containers.HostConfig
+}
+
+// A host is what a request depends on besides its Spec.
+type host struct {
+	Instance string
+	Dir      string // the session's agent directory
+	Binary   string
+	Network  string // ID
+	CPUs     int    // the machine's
+	Exists   func(path string) bool
+}
+
+// agentCapabilities are what the agent needs as process 1 when the project's
+// user is not root. The user's own processes have none of them.
+var agentCapabilities = []string{
+	"CHOWN",        // the user's home and terminals
+	"DAC_OVERRIDE", // make the home where the image lets nobody write
+	"FOWNER",       // its modes
+	"SETUID",       // become the user
+	"SETGID",
+	"KILL", // signal them
+}
+
+// newRequest returns the request for spec. It asks nobody.
+func newRequest(spec sessions.Spec, h host) request {
+	noInit := false
+	uuids := make([]string, len(spec.GPUs))
+	for i, d := range spec.GPUs {
+		uuids[i] = string(d.UUID)
+	}
+	lease := strings.Join(uuids, ",")
+
+	config := &containers.Config{
+		Hostname:   spec.Project.Name,
+		User:       "0:0", // the agent; the project's user is its business
+		Env:        environment(lease),
+		Image:      spec.Image,
+		WorkingDir: "/", // never the image's, which may lead outside (CVE-2024-21626)
+		Entrypoint: []string{agent.Binary},
+		StopSignal: "SIGTERM",
+		// The image's would run as root, and exec 60 ms of CPU each time.
+		Healthcheck: &containers.HealthConfig{Test: []string{"NONE"}},
+		Labels: map[string]string{
+			labelGateway: h.Instance,
+			labelSession: spec.Session,
+			labelProject: spec.Project.String(),
+			labelOwner:   spec.Project.Owner,
+			labelLease:   lease,
+		},
+	}
+	hc := &containers.HostConfig{
+		Mounts:        mounts(spec, h),
+		NetworkMode:   containers.NetworkMode(h.Network),
+		IpcMode:       containers.IPCModePrivate,
+		Init:          &noInit,
+		RestartPolicy: containers.RestartPolicy{Name: containers.RestartPolicyDisabled},
+		ShmSize:       int64(spec.Limits.Shm),
+		SecurityOpt:   []string{"no-new-privileges"},
+		// What the agent says before it answers; nothing else writes there.
+		LogConfig: containers.LogConfig{Type: "local", Config: map[string]string{
+			"max-size": "100k", "max-file": "1", "compress": "false",
+		}},
+		Resources: resources(spec, h),
+	}
+	if !spec.Root { // else Docker's default set, for apt and its like
+		hc.CapDrop = []string{"ALL"}
+		hc.CapAdd = agentCapabilities
+	}
+	if len(spec.GPUs) > 0 && !spec.GPUs[0].Simulated {
+		hc.DeviceRequests = []containers.DeviceRequest{{
+			Driver:       "nvidia",
+			DeviceIDs:    uuids,
+			Capabilities: [][]string{{"gpu", "compute", "utility"}},
+		}}
+		hc.Devices = deviceNodes(spec.GPUs, h.Exists)
+	}
+	return request{
+		Name:       strings.Join([]string{"ds01", spec.Project.Owner, spec.Project.Name, spec.Session}, "-"),
+		Config:     config,
+		HostConfig: hc,
+	}
+}
+
+// environment returns what overrides the image's environment. A name without
+// a value is removed from it. CUDA images say NVIDIA_VISIBLE_DEVICES=all, and
+// hosts whose default runtime is NVIDIA's believe them; LD_PRELOAD and
+// LD_AUDIT reach that runtime's hooks, which run as root on the host
+// (CVE-2025-23266).
+func environment(lease string) []string {
+	visible := lease
+	if lease == "" {
+		visible = "void"
+	}
+	return []string{
+		"NVIDIA_VISIBLE_DEVICES=" + visible,
+		"NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+		"LD_PRELOAD",
+		"LD_AUDIT",
+	}
+}
+
+// mounts returns what of the host the container sees. The type is bind and not
+// the older Binds list, with which the engine would make missing directories
+// as root.
+func mounts(spec sessions.Spec, h host) []mount.Mount {
+	bind := func(source, target string, readOnly bool) mount.Mount {
+		return mount.Mount{
+			Type: mount.TypeBind, Source: source, Target: target, ReadOnly: readOnly,
+			BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+		}
+	}
+	m := []mount.Mount{
+		bind(spec.Workspace, "/workspace", false),
+		bind(h.Dir, agent.MountDir, false),
+		bind(h.Binary, agent.Binary, true),
+	}
+	if spec.Home != "" {
+		m = append(m, bind(spec.Home, homeMount, false))
+	}
+	return m
+}
+
+// resources returns the limits of the create call.
+func resources(spec sessions.Spec, h host) containers.Resources {
+	res := containers.Resources{
+		// The engine refuses more CPUs than there are.
+		NanoCPUs:   int64(min(spec.Limits.CPUs, float64(h.CPUs)) * 1e9),
+		Memory:     int64(spec.Limits.Memory),
+		MemorySwap: int64(spec.Limits.Memory), // the sum of both: no swap
+	}
+	if pids := int64(spec.Limits.Pids); pids > 0 {
+		res.PidsLimit = &pids
+	}
+	if n := int64(spec.Limits.NoFile); n > 0 {
+		res.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: n, Hard: n}}
+	}
+	return res
+}
+
+// deviceNodes names the nodes of the devices and of the driver. NVIDIA's hook
+// adds them too, but only to the cgroup: after a systemd daemon-reload, which
+// rebuilds that from what the engine was told, they would be gone.
+func deviceNodes(devices []gpu.Device, exists func(string) bool) []containers.DeviceMapping {
+	var paths []string
+	for _, d := range devices {
+		paths = append(paths, d.Nodes...)
+	}
+	for _, p := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"} {
+		if exists(p) {
+			paths = append(paths, p)
+		}
+	}
+	nodes := make([]containers.DeviceMapping, len(paths))
+	for i, p := range paths {
+		nodes[i] = containers.DeviceMapping{PathOnHost: p, PathInContainer: p, CgroupPermissions: "rwm"}
+	}
+	return nodes
+}
+
+// machineCPUs is how many CPUs a container can be given.
+func machineCPUs() int { return runtime.NumCPU() }

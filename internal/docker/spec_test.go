@@ -1,0 +1,119 @@
+package docker
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
+)
+
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+// TestNewRequest compares what we ask the engine to create with files that a
+// person has read. No test machine has a GPU; this is what one would be asked.
+func TestNewRequest(t *testing.T) {
+	real0 := gpu.Device{UUID: "GPU-00000000-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia0"}}
+	real3 := gpu.Device{Index: 3, UUID: "GPU-33333333-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia3"}}
+	base := sessions.Spec{
+		Session:   "k3v9q2",
+		Project:   sessions.Ref{Owner: "alice", Name: "my-thesis"},
+		Image:     "ds01/base:latest",
+		User:      "alice",
+		UID:       2001,
+		GID:       2001,
+		Workspace: "/srv/ds01/workspaces/alice/my-thesis",
+		Limits: config.Limits{
+			CPUs: 2.5, Memory: 32 << 30, Shm: 16 << 30, Pids: 16384, NoFile: 65536,
+		},
+	}
+	for name, change := range map[string]func(*sessions.Spec){
+		"none":      func(*sessions.Spec) {},
+		"simulated": func(s *sessions.Spec) { s.GPUs = []gpu.Device{{UUID: "GPU-sim-0", Simulated: true}} },
+		"one":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
+		"two":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0, real3} },
+		"root-home-unlimited": func(s *sessions.Spec) {
+			s.Root, s.Home, s.Persist = true, "/srv/ds01/homes/alice", []string{".vscode-server"}
+			s.Limits = config.Limits{CPUs: 1000}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := base
+			change(&spec)
+			got, err := json.MarshalIndent(newRequest(spec, host{
+				Instance: "gw1",
+				Dir:      "/run/ds01/agents/k3v9q2",
+				Binary:   "/usr/local/bin/ds01-agent",
+				Network:  "4f1c",
+				CPUs:     64,
+				Exists:   func(path string) bool { return !strings.HasSuffix(path, "-tools") },
+			}), "", "\t")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, '\n')
+			file := filepath.Join("testdata", "create-"+name+".json")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != string(want) {
+				t.Errorf("request differs from %s (go test -update writes it anew):\n%s", file, got)
+			}
+		})
+	}
+}
+
+func TestReason(t *testing.T) {
+	for _, test := range []struct {
+		code int
+		oom  bool
+		want string
+	}{
+		{0, false, "exited with status 0"},
+		{1, false, "exited with status 1"},
+		{1, true, "exited with status 1"}, // one of its processes, some time ago
+		{137, false, "killed"},
+		{137, true, "out of memory"},
+		{143, false, "exited with status 143"},
+	} {
+		if got := reason(test.code, test.oom); got != test.want {
+			t.Errorf("reason(%d, %v) = %q; want %q", test.code, test.oom, got, test.want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":                  "plain",
+		"two\nlines\r\n":         "two lines",
+		"\x1b[2J\u202egotcha":    "?[2J?gotcha",
+		strings.Repeat("ä", 300): strings.Repeat("ä", 240) + "…",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) = %q; want %q", in, got, want)
+		}
+	}
+}
+
+func TestDirRefusesPaths(t *testing.T) {
+	r := &Runtime{agents: "/run/ds01/agents"}
+	for _, id := range []string{"", ".", "..", "a/b", "../x", "A", "a b", strings.Repeat("a", 65)} {
+		if dir, err := r.dir(id); err == nil {
+			t.Errorf("dir(%q) = %q; want an error", id, dir)
+		}
+		if err := r.Stop(t.Context(), id, 0); err == nil {
+			t.Errorf("Stop(%q) succeeded", id)
+		}
+	}
+}
