@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,7 +34,12 @@ func list[T any](c *call, rows []T, head string, cells func(T) []string) error {
 		}
 		return c.printJSON(rows)
 	}
-	w := tabwriter.NewWriter(c.Stdout, 0, 0, 2, ' ', 0)
+	if len(rows) == 0 && c.TTY {
+		fmt.Fprintln(c.Stderr, "ds01: there are none")
+		return nil
+	}
+	var table bytes.Buffer
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, strings.ReplaceAll(head, " ", "\t"))
 	for _, row := range rows {
 		line := cells(row)
@@ -44,7 +50,26 @@ func list[T any](c *call, rows []T, head string, cells func(T) []string) error {
 		}
 		fmt.Fprintln(w, strings.Join(line, "\t"))
 	}
-	return printed(w.Flush())
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := c.Stdout.Write(c.fit(table.Bytes()))
+	return printed(err)
+}
+
+// fit cuts lines that a terminal would break. Pipes get them whole.
+func (c *call) fit(text []byte) []byte {
+	if !c.TTY || c.Columns <= 0 {
+		return text
+	}
+	var out []byte
+	for line := range bytes.Lines(text) {
+		if r := bytes.Runes(line); len(r)-1 > c.Columns {
+			line = []byte(string(r[:c.Columns-1]) + "…\n")
+		}
+		out = append(out, line...)
+	}
+	return out
 }
 
 // A field is one line of what show prints.

@@ -2,7 +2,6 @@ package console
 
 import (
 	"cmp"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -45,7 +44,7 @@ func (c *call) find(name string) (sessions.Project, error) {
 	case c.caller.Admin && dotted:
 		return c.Sessions.Find(c.ctx, owner, name)
 	case c.caller.User == "":
-		return sessions.Project{}, usage(fmt.Sprintf("whose %s is meant?", name), "help; name it OWNER."+name)
+		return sessions.Project{}, fault.New(fault.ExitUsage, "", "whose %s is it? name it OWNER.%s", name, name)
 	}
 	return c.Sessions.Find(c.ctx, c.caller.User, name)
 }
@@ -94,7 +93,7 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	p.Owner = cmp.Or(p.Owner, c.caller.User)
 	switch {
 	case p.Owner == "":
-		return usage("whose project is it to be?", "project create "+p.Name+" --owner USER")
+		return usage("--owner is missing", "project create "+p.Name+" --owner USER")
 	case p.Owner != c.caller.User && !c.caller.Admin:
 		return fault.New(fault.ExitDenied, "leave the owner out to create your own", "only an administrator may create a project for somebody else")
 	case gpusGiven && p.GPUs < 0:

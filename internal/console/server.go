@@ -60,7 +60,6 @@ type Server struct {
 // Serve answers clients until ctx ends. It closes l. It then waits a moment for
 // running commands, which end with ctx too, save those that a client holds up.
 func (s *Server) Serve(ctx context.Context, l *fdmsg.Listener) error {
-	s.calls = map[uint32]int{}
 	if s.account == nil {
 		s.account = hostAccount
 	}
@@ -174,6 +173,9 @@ func (s *Server) enter(uid uint32) bool {
 	}
 	if uid != 0 && (s.calls[uid] >= maxOwn || others >= maxCalls) {
 		return false
+	}
+	if s.calls == nil {
+		s.calls = map[uint32]int{}
 	}
 	s.calls[uid]++
 	return true
