@@ -133,7 +133,7 @@ func (p *program) check(cmd *cobra.Command) error {
 		}
 		return err
 	}
-	problems := &config.Problems{}
+	problems := &config.Problems{Path: path, List: []config.Problem{}}
 	if err != nil && !errors.As(err, &problems) {
 		return err
 	}

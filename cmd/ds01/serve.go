@@ -30,7 +30,7 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// drainTime is how long people's connections may take to end.
+// drainTime is how long people's connections may take to end, and all else.
 const drainTime = 10 * time.Second
 
 // A house is the running gateway: its parts, opened in order and closed in
@@ -159,13 +159,24 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 // opens notes how to close a part that has just been opened.
 func (h *house) opens(close func() error) { h.opened = append(h.opened, close) }
 
-// close closes what has been opened, the last first.
+// close closes what has been opened, the last first. It does not wait for ever:
+// whatever is half done then, the next start finishes or undoes.
 func (h *house) close() error {
-	var all error
-	for _, part := range slices.Backward(h.opened) {
-		all = errors.Join(all, part())
+	done := make(chan error, 1)
+	go func() {
+		var all error
+		for _, part := range slices.Backward(h.opened) {
+			all = errors.Join(all, part())
+		}
+		done <- all
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(drainTime):
+		h.log.Warn("stopped before everything was closed")
+		return nil
 	}
-	return all
 }
 
 // lock makes sure that no other gateway uses the same state: each would undo

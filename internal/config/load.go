@@ -17,16 +17,16 @@ const maxSize = 1 << 20
 
 // A Problem is one thing that is wrong in a file.
 type Problem struct {
-	Line int    // from 1
-	Key  string // "limits.idle_timeout", or "" for the file itself
-	Say  string // what is wrong and what would be right
+	Line int    `json:"line"` // from 1
+	Key  string `json:"key"`  // "limits.idle_timeout", or "" for the file itself
+	Say  string `json:"say"`  // what is wrong and what would be right
 }
 
 // Problems is the error that Load returns for a file it could read but not
 // accept: everything that is wrong with it, in order of line.
 type Problems struct {
-	Path string
-	List []Problem
+	Path string    `json:"path"`
+	List []Problem `json:"problems"`
 }
 
 // Error returns one line for each problem: path:line: key: what is wrong.

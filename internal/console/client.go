@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if err := trusted(conn, socket); err != nil {
-		return 0, err
+		return 0, cmp.Or(context.Cause(ctx), err)
 	}
 
 	req := request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
@@ -52,7 +53,7 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 			return *m.Exit, nil
 		}
 		if err := answerOpen(conn, m.Open); err != nil {
-			return 0, fmt.Errorf("hand over %s: %w", m.Open, err)
+			return 0, cmp.Or(context.Cause(ctx), fmt.Errorf("hand over %s: %w", m.Open, err))
 		}
 	}
 }
