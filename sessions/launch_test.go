@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -216,15 +216,42 @@ func TestLimits(t *testing.T) {
 }
 
 func TestSpec(t *testing.T) {
-	w := newWorld(t, func(c *config.Config) { c.Home.Persist = []string{".cache/JetBrains", ".vscode-server"} })
-	p := w.project("alice", "thesis", 1)
-	w.attach(p)
-	for _, path := range []string{w.dir + "/homes/alice", w.dir + "/homes/alice/.cache/JetBrains", w.Workspace(p.Ref)} {
+	root, image := true, "role/image:1"
+	w := newWorld(t, func(c *config.Config) {
+		c.Home.Persist = []string{".cache/JetBrains", ".vscode-server"}
+		c.Users["bob"] = config.Overlay{Root: &root, Image: &image}
+	})
+	p, bobs := w.project("alice", "thesis", 1), w.project("bob", "thesis", 0)
+	id := w.attach(p).Session.ID
+	got := w.fake.Spec(id)
+	want := sessions.Spec{
+		Session: id, Project: p.Ref, Image: "ds01/base:latest",
+		User: "alice", UID: w.uid("alice"), GID: got.GID,
+		Workspace: w.dir + "/workspaces/alice/thesis",
+		Home:      w.dir + "/homes/alice", Persist: w.cfg.Home.Persist,
+		GPUs: w.gpus.devices[:1], Limits: w.cfg.Limits,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("spec = %+v; want %+v", got, want)
+	}
+	for _, path := range []string{got.Home, got.Home + "/.cache/JetBrains", got.Home + "/.vscode-server", got.Workspace} {
 		owns(t, path, w.uid("alice"))
 	}
-	if !strings.HasSuffix(w.Workspace(p.Ref), "/workspaces/alice/thesis") {
-		t.Errorf("workspace = %s", w.Workspace(p.Ref))
+	got = w.fake.Spec(w.attach(bobs).Session.ID)
+	if !got.Root || got.Image != image || len(got.GPUs) != 0 {
+		t.Errorf("spec with a policy of its own = %+v", got)
 	}
+
+	// What a user has put in the way of a kept path is not followed.
+	if err := w.Retire(t.Context(), p.Ref, "alice", "retired by alice"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(want.Home+"/.vscode-server"), os.Symlink("/etc", want.Home+"/.vscode-server")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.Attach(t.Context(), p, nil)
+	is(t, err, fault.ExitFailed, ".vscode-server is a symbolic link")
+	w.consistent(w.session(bobs).ID)
 }
 
 func TestProjectChangesBetweenFindAndAttach(t *testing.T) {

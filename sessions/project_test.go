@@ -12,12 +12,13 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-func (w *world) uid(user string) (uid int) {
+func (w *world) uid(user string) int {
 	w.t.Helper()
-	if err := w.DB.QueryRow(`SELECT uid FROM users WHERE name = ?`, user).Scan(&uid); err != nil {
+	a, err := w.Account(w.t.Context(), user)
+	if err != nil {
 		w.t.Fatal(err)
 	}
-	return uid
+	return a.UID
 }
 
 // owns fails the test unless path is a directory of uid's.

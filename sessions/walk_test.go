@@ -20,7 +20,7 @@ import (
 // they should have; and in the end, that nothing is left over.
 func TestWalk(t *testing.T) {
 	walks := rapid.SliceOfN(rapid.IntRange(0, 1<<16), 60, 60)
-	for seed := range 12 {
+	for seed := range 8 {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { walk(t, walks.Example(seed)) })
 		})

@@ -52,8 +52,8 @@ func newDirectory(what, template string, pairs ...string) (directory, error) {
 
 func (d directory) path() string { return filepath.Join(d.root, d.rel) }
 
-// make makes the directory for uid and gid alone, the levels above it for
-// root, and reports whether it was not there yet. One that is there is left as
+// make makes the directory for uid and gid alone, the levels above it for the
+// gateway's own, and reports whether it was not there yet. One that is there is left as
 // it is.
 func (d directory) make(uid, gid int) (made bool, err error) {
 	if err := os.MkdirAll(d.root, 0o755); err != nil { // people must reach what is theirs below it
@@ -68,7 +68,7 @@ func (d directory) make(uid, gid int) (made bool, err error) {
 		if path == d.rel {
 			made, err = ensure(r, path, 0o750, uid, gid)
 		} else {
-			_, err = ensure(r, path, 0o755, 0, 0)
+			_, err = ensure(r, path, 0o755, os.Geteuid(), os.Getegid())
 		}
 		if err != nil {
 			return false, d.explain(filepath.Join(d.root, path), err)

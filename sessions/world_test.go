@@ -113,6 +113,9 @@ func (w *world) restart() {
 func account(ctx context.Context, d *sql.DB, cfg *config.Config, user string) (sessions.Account, error) {
 	a := sessions.Account{Name: user, Policy: cfg.Policy("", user)}
 	err := d.QueryRowContext(ctx, `SELECT uid, gid FROM users WHERE name = ?`, user).Scan(&a.UID, &a.GID)
+	if os.Getuid() != 0 { // who can give files to nobody else
+		a.UID, a.GID = os.Getuid(), os.Getgid()
+	}
 	return a, err
 }
 
@@ -129,14 +132,8 @@ func (w *world) project(owner, name string, n int) sessions.Project {
 
 func (w *world) user(name string) {
 	w.t.Helper()
-	uid, gid := os.Getuid(), os.Getgid()
-	if uid == 0 { // else every user is the test's own, and there can be but one
-		if err := w.DB.QueryRow(`SELECT 200000 + count(*) FROM users`).Scan(&uid); err != nil {
-			w.t.Fatal(err)
-		}
-		gid = uid
-	}
-	_, err := w.DB.Exec(`INSERT INTO users (name, role, uid, gid, created) VALUES (?, '', ?, ?, 1) ON CONFLICT (name) DO NOTHING`, name, uid, gid)
+	_, err := w.DB.Exec(`INSERT INTO users (name, role, uid, gid, created)
+		SELECT ?, '', 200000 + count(*), 200000 + count(*), 1 FROM users WHERE true ON CONFLICT (name) DO NOTHING`, name)
 	if err != nil {
 		w.t.Fatal(err)
 	}

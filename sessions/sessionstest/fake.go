@@ -118,6 +118,13 @@ func (f *Fake) Stray(session string) {
 	f.boxes[session] = newBox(sessions.Spec{Session: session})
 }
 
+// Spec returns what a session's container was launched with.
+func (f *Fake) Spec(session string) sessions.Spec {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.boxes[session].spec
+}
+
 // Containers returns what there is, as List does, whether or not the engine
 // answers, by session.
 func (f *Fake) Containers() []sessions.Found {
