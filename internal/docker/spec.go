@@ -107,7 +107,9 @@ func newRequest(spec sessions.Spec, h host) request {
 		hc.Devices = deviceNodes(spec.GPUs, h.Exists)
 	}
 	return request{
-		Name:       strings.Join([]string{"ds01", spec.Project.Owner, spec.Project.Name, spec.Session}, "-"),
+		// Neither owner nor project: the network's name server tells every
+		// container the names of the others.
+		Name:       "ds01-" + spec.Session,
 		Config:     config,
 		HostConfig: hc,
 	}
