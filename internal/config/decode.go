@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -160,7 +161,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, key string) {
 	default:
 		panic("config: no decoder for " + v.Type().String())
 	}
-	if _, tooLarge := err.(*yaml.TypeError); tooLarge {
+	if _, tooLarge := errors.AsType[*yaml.TypeError](err); tooLarge {
 		d.problems.add(n.Line, key, "%s is too large", n.Value)
 	} else if err != nil {
 		d.problems.add(n.Line, key, "%v", err)

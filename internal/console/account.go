@@ -76,5 +76,5 @@ func (s *Server) caller(ctx context.Context, uid uint32) (Caller, error) {
 }
 
 func noAccount(say string) error {
-	return fault.New(fault.ExitDenied, "ask your administrator for one", "%s", say)
+	return fault.New(fault.ExitDenied, "ask your administrator", "%s", say)
 }

@@ -98,7 +98,7 @@ func (d descriptor) when(event int16, do func(fd int) error) error {
 
 func ready(fd, done int, event int16, do func(fd int) error) error {
 	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: event}, {Fd: int32(done)}} //nolint:gosec // descriptors are small
+		fds := []unix.PollFd{{Fd: int32(fd), Events: event}, {Fd: int32(done)}}
 		_, err := unix.Poll(fds, -1)
 		switch {
 		case err == unix.EINTR:

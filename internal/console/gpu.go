@@ -90,7 +90,7 @@ func (c *call) gpuList() error {
 // memory shows a GPU's memory as its name does: in GiB, rounded.
 func memory(b uint64) string {
 	if b < 1<<30 {
-		return config.Bytes(b).String() //nolint:gosec // below 2^30
+		return config.Bytes(b).String()
 	}
 	return fmt.Sprintf("%dGiB", (b+1<<29)>>30)
 }

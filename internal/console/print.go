@@ -165,11 +165,3 @@ func until(t, now time.Time) string {
 	}
 	return "in " + config.Duration(left).String()
 }
-
-// number shows n, and nothing for 0.
-func number(n int) string {
-	if n == 0 {
-		return ""
-	}
-	return strconv.Itoa(n)
-}
