@@ -43,7 +43,7 @@ func (m *Manager) Find(ctx context.Context, user, name string) (Project, error) 
 	if owner, rest, ok := strings.Cut(name, "."); ok {
 		ref = Ref{Owner: owner, Name: rest}
 	}
-	if !validName.MatchString(ref.Owner) || !m.validProject(ref.Name) {
+	if !m.validProject(ref.Name) { // of the owner no more is asked than to be one
 		return Project{}, errNoProject(name)
 	}
 	p, err := scanProject(m.DB.QueryRowContext(ctx,

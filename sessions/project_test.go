@@ -50,6 +50,13 @@ func TestFind(t *testing.T) {
 			t.Errorf("Find(%s, %s) = %+v, %v; want %+v", ok.user, ok.name, p, err, thesis)
 		}
 	}
+	// Host accounts may have an underscore, which projects may not.
+	own := w.project("al_ice", "thesis", 1)
+	for _, name := range []string{"thesis", "al_ice.thesis"} {
+		if p, err := w.Find(t.Context(), "al_ice", name); err != nil || p != own {
+			t.Errorf("Find(al_ice, %s) = %+v, %v; want %+v", name, p, err, own)
+		}
+	}
 	var says []string
 	for _, unknown := range []struct{ user, name string }{
 		{"alice", "bob.secret"}, {"alice", "bob.nothing"}, {"alice", "secret"}, {"bob", "alice.thesis"},
@@ -68,7 +75,7 @@ func TestFind(t *testing.T) {
 	if says[0] != says[1] {
 		t.Errorf("somebody else's: %q; none: %q; want no difference", says[0], says[1])
 	}
-	for user, want := range map[string]int{"alice": 1, "bob": 1, "carol": 1, "dave": 0, "": 2} {
+	for user, want := range map[string]int{"alice": 1, "bob": 1, "carol": 1, "dave": 0, "": 3} {
 		if all, err := w.Projects(t.Context(), user); err != nil || len(all) != want {
 			t.Errorf("Projects(%q) = %v, %v; want %d", user, all, err, want)
 		}
