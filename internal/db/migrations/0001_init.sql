@@ -53,7 +53,6 @@ CREATE TABLE sessions (
 	name       TEXT NOT NULL,                -- the project's
 	image      TEXT NOT NULL,
 	state      TEXT NOT NULL CHECK (state IN ('launching', 'active', 'idle', 'retiring', 'ended')),
-	container  TEXT NOT NULL DEFAULT '',     -- the engine's ID, once created
 	launched   INTEGER NOT NULL,
 	idle_since INTEGER NOT NULL DEFAULT 0,
 	ended      INTEGER NOT NULL DEFAULT 0,
