@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -15,11 +16,8 @@ import (
 )
 
 const (
-	// afterSilence is how long a read waits for the last output of a terminal
-	// whose command has ended. The kernel hangs such a terminal up at once; a
-	// strange one must not hold the channel for ever.
-	afterSilence = time.Second
-	// afterBytes is more than a terminal can hold back.
+	// afterBytes is more than a terminal can hold back. What it still gives
+	// then comes from somebody who has opened it again.
 	afterBytes = 1 << 20
 	// sendPatience bounds messages to an agent that does not read.
 	sendPatience = 2 * time.Second
@@ -32,7 +30,6 @@ type Process struct {
 	stdin, stdout, stderr *os.File // pipes
 	terminal              *tty     // nil without a PTY
 
-	ended   atomic.Bool   // exit has come
 	done    chan struct{} // closed once exit and err are set
 	exit    Exit
 	err     error
@@ -98,7 +95,7 @@ func (c *Client) execPTY(ctx context.Context, req request) (*Process, error) {
 		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
 	p := &Process{conn: a.conn, done: make(chan struct{})}
-	p.terminal = &tty{master: master, path: path, ended: &p.ended}
+	p.terminal = &tty{master: master, path: path, ended: p.done}
 	return p, nil
 }
 
@@ -114,9 +111,8 @@ func (p *Process) watch() {
 	default:
 		p.exit = *m.Exited
 	}
-	p.ended.Store(true)
 	if p.terminal != nil {
-		p.terminal.expire()
+		_ = p.terminal.master.SetReadDeadline(time.Unix(1, 0)) // wakes who reads
 	}
 	p.conn.Close() // nothing comes after this
 	close(p.done)
@@ -172,11 +168,9 @@ func (p *Process) Signal(name string) error {
 	if !knownSignal(name) {
 		return fmt.Errorf("unknown signal %q", name)
 	}
-	if p.ended.Load() {
-		return nil
-	}
 	_ = p.conn.SetWriteDeadline(time.Now().Add(sendPatience))
-	if err := p.conn.Send(control{Signal: name}); err != nil && !p.ended.Load() {
+	err := p.conn.Send(control{Signal: name})
+	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("signal %s: %w", name, err)
 	}
 	return nil
@@ -207,31 +201,57 @@ func (p *Process) Close() error {
 type tty struct {
 	master *os.File
 	path   string
-	ended  *atomic.Bool // whether the command has
-	after  atomic.Int64 // bytes read since
+	ended  <-chan struct{} // closed when the command has, after a read deadline is set
+	after  atomic.Int64    // bytes read since
 }
-
-// expire bounds the time until there is something to read.
-func (t *tty) expire() { _ = t.master.SetReadDeadline(time.Now().Add(afterSilence)) }
 
 // Read returns what the terminal shows, and io.EOF once the command has ended
 // and nothing is left.
 func (t *tty) Read(b []byte) (int, error) {
-	ended := t.ended.Load()
-	if ended {
-		if t.after.Load() > afterBytes {
-			return 0, io.EOF
-		}
-		t.expire()
+	select {
+	case <-t.ended:
+		return t.drain(b)
+	default:
 	}
 	n, err := t.master.Read(b)
-	if ended {
-		t.after.Add(int64(n))
-	}
-	if errors.Is(err, unix.EIO) || errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		<-t.ended
+		return t.drain(b)
+	case errors.Is(err, unix.EIO): // nobody has the other side open
 		err = io.EOF
 	}
 	return n, err
+}
+
+// drain reads without waiting. The command was the terminal's session leader,
+// with whose end the kernel hangs the terminal up: what it had shown can be
+// read by now, and nothing is added. It does not say so by EIO, though, while
+// something in the background keeps the other side open.
+func (t *tty) drain(b []byte) (n int, err error) {
+	if t.after.Load() > afterBytes {
+		return 0, io.EOF
+	}
+	_ = t.master.SetReadDeadline(time.Time{})
+	rc, err := t.master.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var readErr error
+	err = rc.Read(func(fd uintptr) bool {
+		for readErr = unix.EINTR; readErr == unix.EINTR; {
+			n, readErr = unix.Read(int(fd), b)
+		}
+		return true
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case readErr != nil || n <= 0:
+		return 0, io.EOF
+	}
+	t.after.Add(int64(n))
+	return n, nil
 }
 
 // Write types b.

@@ -1,0 +1,32 @@
+// Command ds01-agent is process 1 in every container: it opens terminals,
+// commands and sockets there for the gateway on the host. See internal/agent.
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"github.com/ds01/ds01/internal/agent"
+)
+
+// The main goroutine keeps the main thread, whose credentials are process 1's
+// in /proc; see agent.Server.Run.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "ds01-agent: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	config, err := agent.ReadConfig(agent.MountDir)
+	if err != nil {
+		return err
+	}
+	s := &agent.Server{Dir: agent.MountDir, Config: config, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	return s.Run()
+}

@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/ds01/ds01/internal/fdmsg"
+	"golang.org/x/sys/unix"
+)
+
+// workspace is where commands start.
+const workspace = "/workspace"
+
+// defaultPath is for images that set none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// exec runs a command from its start to its end, or until the gateway lets go
+// of it. files are its streams, unless it wants a terminal.
+func (s *Server) exec(conn *fdmsg.Conn, cmd Command, files []*os.File) {
+	var t *terminal
+	var answered []*os.File
+	if cmd.PTY != nil {
+		var err error
+		if t, err = openTerminal(cmd.PTY, s.who.uid); err != nil {
+			s.answer(conn, err)
+			return
+		}
+		defer t.close()
+		answered = []*os.File{t.master}
+		closeFiles(files...)
+		files = []*os.File{t.slave, t.slave, t.slave}
+	}
+	if len(files) != 3 {
+		s.answer(conn, &Error{Kind: Other, Text: "a command wants three streams"})
+		return
+	}
+	c, err := s.start(cmd, files, t)
+	// From here on only the command holds its streams, and only the gateway
+	// its terminal: EOF and hangup depend on that.
+	closeFiles(files...)
+	s.answer(conn, err, answered...)
+	t.close()
+	if err != nil {
+		return
+	}
+	// A gateway that did not get the answer has closed, as Recv will tell.
+	c.whenEnded(func(status unix.WaitStatus) { _ = send(conn, exited{Exited: toExit(status)}) })
+	for {
+		var m control
+		if _, err := conn.Recv(&m, 0); err != nil {
+			break
+		}
+		if sig, ok := signals[m.Signal]; ok {
+			c.signal(sig)
+		}
+	}
+	if t == nil {
+		c.hangup()
+	}
+}
+
+// start starts cmd with files as its streams.
+func (s *Server) start(cmd Command, files []*os.File, t *terminal) (*child, error) {
+	if s.retiring.Load() {
+		return nil, &Error{Kind: Other, Text: "the container is ending"}
+	}
+	env := s.environ(cmd, t)
+	path, argv, err := s.program(cmd, env)
+	if err != nil {
+		return nil, err
+	}
+	attr := &syscall.ProcAttr{
+		Env: env,
+		Sys: &syscall.SysProcAttr{
+			Setsid: true, Setctty: t != nil, Ctty: 0,
+			Credential: &syscall.Credential{Uid: uint32(s.who.uid), Gid: uint32(s.who.gid), Groups: s.who.groups},
+		},
+	}
+	for _, f := range files {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	defer runtime.KeepAlive(files)
+
+	dirs := []string{cmd.Dir}
+	if cmd.Dir == "" {
+		dirs = []string{workspace, s.who.home, "/"}
+	}
+	for _, attr.Dir = range dirs {
+		var c *child
+		c, err = s.reaper.start(func() (int, error) { return syscall.ForkExec(path, argv, attr) })
+		if err == nil {
+			if s.retiring.Load() { // it may have missed the signal to all
+				c.signal(unix.SIGTERM)
+			}
+			return c, nil
+		}
+		dirErr := s.enterable(attr.Dir)
+		if dirErr == nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		err = dirErr
+	}
+	return nil, err
+}
+
+// enterable says why the user cannot start in dir, if so.
+func (s *Server) enterable(dir string) error {
+	return s.asUser(func() error {
+		fi, err := os.Stat(dir)
+		if err == nil && !fi.IsDir() {
+			err = &os.PathError{Op: "enter", Path: dir, Err: syscall.ENOTDIR}
+		}
+		if err == nil {
+			if e := unix.Access(dir, unix.X_OK); e != nil {
+				err = &os.PathError{Op: "enter", Path: dir, Err: e}
+			}
+		}
+		return err
+	})
+}
+
+// program returns what to execute for cmd, and its arguments.
+func (s *Server) program(cmd Command, env []string) (path string, argv []string, err error) {
+	shell, base := s.who.shell, filepath.Base(s.who.shell)
+	switch {
+	case len(cmd.Args) > 0:
+		path, err = s.lookPath(cmd.Args[0], getenv(env, "PATH"))
+		return path, cmd.Args, err
+	case cmd.Line != "":
+		return shell, []string{base, "-c", cmd.Line}, nil
+	}
+	return shell, []string{"-" + base}, nil // the dash makes it a login shell
+}
+
+// lookPath finds the program called name as the user's shell would.
+func (s *Server) lookPath(name, path string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	var found string
+	look := func() error {
+		for _, dir := range filepath.SplitList(path) {
+			p := filepath.Join(dir, name)
+			if filepath.IsAbs(p) && executable(p) {
+				found = p
+				return nil
+			}
+		}
+		return &Error{Kind: NotFound, Text: name + ": command not found"}
+	}
+	// What only the user can reach is rare; a thread for it is not free.
+	if look() == nil {
+		return found, nil
+	}
+	return found, s.asUser(look)
+}
+
+func executable(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0
+}
+
+// environ returns the environment for cmd: the container's, the login's, the
+// command's own, each over the one before.
+func (s *Server) environ(cmd Command, t *terminal) []string {
+	env := slices.Clone(s.env)
+	if getenv(env, "PATH") == "" {
+		env = setenv(env, "PATH", defaultPath)
+	}
+	env = setenv(env, "HOME", s.who.home)
+	env = setenv(env, "USER", s.who.name)
+	env = setenv(env, "LOGNAME", s.who.name)
+	env = setenv(env, "SHELL", s.who.shell)
+	if t != nil {
+		env = setenv(env, "SSH_TTY", t.path)
+		if cmd.PTY.Term != "" {
+			env = setenv(env, "TERM", cmd.PTY.Term)
+		}
+	}
+	for _, e := range cmd.Env {
+		if name, value, ok := strings.Cut(e, "="); ok && name != "" {
+			env = setenv(env, name, value)
+		}
+	}
+	// A NUL anywhere would make exec refuse it all.
+	return slices.DeleteFunc(env, func(e string) bool { return strings.ContainsRune(e, 0) })
+}
+
+// cleanEnviron returns env, the agent's own, without what must not reach the
+// user's processes or is not meant for them.
+func cleanEnviron(env []string) []string {
+	drop := []string{"LD_PRELOAD", "LD_AUDIT", "HOME", "PWD", "OLDPWD", "SHLVL", "TERM", "_"}
+	return slices.DeleteFunc(slices.Clone(env), func(e string) bool {
+		name, _, ok := strings.Cut(e, "=")
+		return !ok || name == "" || strings.HasPrefix(name, "DS01_") || slices.Contains(drop, name)
+	})
+}
+
+func getenv(env []string, name string) string {
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+func setenv(env []string, name, value string) []string {
+	e := name + "=" + value
+	i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+	if i < 0 {
+		return append(env, e)
+	}
+	env[i] = e
+	return env
+}
+
+// asUser runs f with the credentials of the user who runs commands, and no
+// capabilities. f must do its system calls itself, not on other goroutines.
+func (s *Server) asUser(f func() error) error {
+	if s.who.uid == os.Geteuid() {
+		return f()
+	}
+	errs := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread dies, and the credentials with it.
+		runtime.LockOSThread()
+		err := errors.New("the agent failed")
+		defer func() {
+			if p := recover(); p != nil {
+				s.Log.Error("panicked as the user", "panic", p)
+			}
+			errs <- err
+		}()
+		if err = s.who.become(); err == nil {
+			err = f()
+		}
+	}()
+	return <-errs
+}
