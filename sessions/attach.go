@@ -12,9 +12,6 @@ type Attachment struct {
 	Container Container
 	Launched  bool          // this attach waited for a launch
 	Took      time.Duration // how long it waited
-	// Previous says what became of the project's last session ("ended 02:14
-	// UTC: idle 30m"), once, to whoever comes next; else "".
-	Previous string
 
 	life    *life
 	notices chan string
@@ -57,7 +54,6 @@ func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Atta
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		a.Session, a.Container = s.snapshot(), s.container
-		a.Previous = s.tellPrevious()
 		return a, nil
 	}
 }
@@ -171,15 +167,27 @@ func (s *life) awaitOver(ctx context.Context) error {
 	}
 }
 
-// tellPrevious returns what became of the session before, once. The caller
-// holds m.mu.
-func (s *life) tellPrevious() string {
+// TellPrevious returns what became of the project's last session ("ended 02:14
+// UTC: idle 30m") to the first who asks, of all who attach; else "". Ask only
+// where a person will read it.
+func (a *Attachment) TellPrevious() string {
+	s := a.life
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
 	previous := s.previous
 	if previous != "" {
 		s.previous = ""
 		s.storeTold()
 	}
 	return previous
+}
+
+// Ending reports whether the session is retiring or its container is gone:
+// what is signalled to end now ends because of that.
+func (a *Attachment) Ending() bool {
+	a.life.m.mu.Lock()
+	defer a.life.m.mu.Unlock()
+	return a.life.reason != ""
 }
 
 // Ended is closed when the container is gone and the hold is worth nothing any
@@ -190,9 +198,11 @@ func (a *Attachment) Ended() <-chan struct{} { return a.life.gone }
 // after Ended or after a Process lost its container.
 func (a *Attachment) Reason() string {
 	s := a.life
-	select {
-	case <-s.gone:
-	case <-time.After(reasonTime):
+	if !a.Ending() {
+		select {
+		case <-s.gone:
+		case <-time.After(reasonTime):
+		}
 	}
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()

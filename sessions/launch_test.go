@@ -133,8 +133,8 @@ func TestLaunchThatFailsLeavesNothing(t *testing.T) {
 
 	a := w.attach(p)
 	w.consistent(a.Session.ID)
-	if a.Previous != "" {
-		t.Errorf("told again what had been told at the failure: %q", a.Previous)
+	if told := a.TellPrevious(); told != "" {
+		t.Errorf("told again what had been told at the failure: %q", told)
 	}
 }
 

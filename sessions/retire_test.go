@@ -168,8 +168,8 @@ func TestContainerDies(t *testing.T) {
 	if b.Session.ID == a.Session.ID {
 		t.Error("attached to the dead one")
 	}
-	if want := "ended " + before.UTC().Format("15:04") + " UTC: out of memory"; b.Previous != want {
-		t.Errorf("told %q; want %q", b.Previous, want)
+	if want := "ended " + before.UTC().Format("15:04") + " UTC: out of memory"; b.TellPrevious() != want {
+		t.Errorf("not told %q", want)
 	}
 	w.consistent(b.Session.ID)
 	a.Detach()
