@@ -94,7 +94,11 @@ func newRequest(spec sessions.Spec, h host) request {
 		}},
 		Resources: resources(spec, h),
 	}
-	if !spec.Root { // else Docker's default set, for apt and its like
+	if spec.Root {
+		// Docker's default set, for apt and its like, save what could listen
+		// in on the neighbours on the bridge, or make devices.
+		hc.CapDrop = []string{"NET_RAW", "MKNOD"}
+	} else {
 		hc.CapDrop = []string{"ALL"}
 		hc.CapAdd = agentCapabilities
 	}
