@@ -222,7 +222,7 @@ func adopt(home string, uid, gid int) error {
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(1000)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	for _, name := range names {

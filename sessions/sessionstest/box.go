@@ -239,7 +239,13 @@ func (p *process) Resize(s sessions.Size) error {
 	if p.tty == "" {
 		return errors.New("not a terminal")
 	}
-	return pty.Setsize(p.stdin, &pty.Winsize{Rows: s.Rows, Cols: s.Columns, X: s.Width, Y: s.Height})
+	raw, err := p.stdin.SyscallConn() // Fd would race with Close
+	if err != nil {
+		return err
+	}
+	return errors.Join(raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: s.Rows, Col: s.Columns, Xpixel: s.Width, Ypixel: s.Height})
+	}), err)
 }
 
 // Signal implements sessions.Process.
