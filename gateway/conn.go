@@ -1,0 +1,337 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gliderlabs/ssh"
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
+)
+
+// endTime is how long an ending connection may take to say goodbye.
+const endTime = 5 * time.Second
+
+var (
+	errClientLeft = errors.New("the client left")
+	errSilent     = errors.New("the client stopped answering")
+	errSlow       = errors.New("the client took too long to authenticate")
+)
+
+// A conn is one client's connection, from accept to close: the net.Conn below
+// the SSH library, and what its channels share.
+type conn struct {
+	net.Conn
+	s      *Server
+	id     string // for users and logs
+	log    *slog.Logger
+	source netip.Prefix
+	raw    syscall.RawConn // nil if it is not a socket
+	ssh    ssh.Context     // the library's; ends when the connection does
+	began  time.Time
+
+	ctx  context.Context // ends with the connection or before, for a reason
+	stop context.CancelCauseFunc
+
+	startup sync.Once     // gives back its place among the unauthenticated
+	closing sync.Once     // closes the socket
+	authed  chan struct{} // closed once the client has proved who it is
+	proved  atomic.Bool   // the same, for the hot path
+	heard   atomic.Int64  // when bytes last came, in nanoseconds after began
+	tries   atomic.Int32  // keys refused
+
+	mu        sync.Mutex // guards what follows
+	ended     bool       // no channel and no goroutine may begin any more
+	channels  int
+	lastTried string // login name of the last refused key; untrusted
+	held      *hold  // the last attachment, or nil
+	terminals map[*channel]struct{}
+
+	work sync.WaitGroup // channels and goroutines
+}
+
+// connKey is where the library's context keeps the conn.
+type connKey struct{}
+
+func connOf(ctx ssh.Context) *conn {
+	c, _ := ctx.Value(connKey{}).(*conn) // accept has put it there
+	return c
+}
+
+func newConn(s *Server, ctx ssh.Context, nc net.Conn, source netip.Prefix) *conn {
+	c := &conn{
+		Conn: nc, s: s, id: rand.Text()[:8], source: source, ssh: ctx, began: time.Now(),
+		authed:    make(chan struct{}),
+		terminals: map[*channel]struct{}{},
+	}
+	c.log = s.Log.With("conn", c.id)
+	c.ctx, c.stop = context.WithCancelCause(ctx)
+	if sc, ok := nc.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn()
+	}
+	return c
+}
+
+// Read notes that the peer lives.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.heard.Store(int64(time.Since(c.began)))
+	}
+	if c.raw != nil && !c.proved.Load() {
+		quickAck(c.raw)
+	}
+	return n, err
+}
+
+// SetDeadline does nothing: the library sets a new one before each read and
+// write, and would undo the handshake's. watch keeps the time.
+func (c *conn) SetDeadline(time.Time) error { return nil }
+
+// Close closes the socket and gives back the place among the unauthenticated.
+func (c *conn) Close() error {
+	c.startup.Do(func() { c.s.startups.release(c.source) })
+	c.closing.Do(func() { _ = c.Conn.Close() }) // nothing can be done about a socket that will not
+	return nil
+}
+
+// triedAs notes a refused key, for the log alone.
+func (c *conn) triedAs(login string) {
+	c.tries.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastTried = login
+}
+
+// authenticate ends the handshake's limits.
+func (c *conn) authenticate(user, login, fingerprint string) {
+	c.startup.Do(func() { c.s.startups.release(c.source) })
+	if !c.proved.Swap(true) {
+		close(c.authed)
+	}
+	c.log.Info(fmt.Sprintf("login from %s with %s", c.RemoteAddr(), fingerprint), "user", user, "project", shorten(login))
+}
+
+// watch owns the connection: it ends one that does not authenticate in time or
+// stops answering, and returns when nothing of it is left.
+func (c *conn) watch(limits config.SSH) {
+	defer context.AfterFunc(c.s.ctx, func() { c.stop(context.Cause(c.s.ctx)) })()
+	handshake := time.NewTimer(time.Duration(limits.HandshakeTimeout))
+	defer handshake.Stop()
+	select {
+	case <-c.authed:
+		c.keepAlive(time.Duration(limits.KeepaliveEvery))
+	case <-handshake.C:
+		c.stop(errSlow)
+	case <-c.ctx.Done():
+	}
+	c.stop(errClientLeft)
+
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	// The channels now tell their clients why they end, if they can.
+	force := time.AfterFunc(endTime, func() { _ = c.Close() })
+	c.work.Wait()
+	force.Stop()
+	_ = c.Close()
+	c.logEnd()
+}
+
+func (c *conn) logEnd() {
+	cause := context.Cause(c.ctx)
+	if errors.Is(cause, context.Canceled) { // the library's
+		cause = errClientLeft
+	}
+	if c.proved.Load() {
+		c.log.Info("connection closed after "+time.Since(c.began).Round(time.Second).String(), "err", cause)
+		return
+	}
+	c.mu.Lock()
+	login := c.lastTried
+	c.mu.Unlock()
+	if n := c.tries.Load(); n > 0 { // a probe that offers no key is not worth a line
+		c.s.failures.info(c.log, fmt.Sprintf("refused a login from %s after %d keys", c.RemoteAddr(), n), "project", shorten(login), "err", cause)
+	}
+}
+
+// keepAlive returns when the connection ends, and ends one whose client has
+// been silent for four intervals. Whatever the client sends is a sign of life;
+// a silent one is asked, as sshd does, for any answer.
+func (c *conn) keepAlive(every time.Duration) {
+	if c.raw != nil {
+		giveUpAfter(c.raw, 4*every)
+	}
+	tick := time.NewTicker(max(every/2, time.Millisecond))
+	defer tick.Stop()
+	var asking atomic.Bool
+	for n := 0; ; n++ {
+		select {
+		case <-tick.C:
+		case <-c.ctx.Done():
+			return
+		}
+		sc, ok := c.ssh.Value(ssh.ContextKeyConn).(*gossh.ServerConn)
+		if !ok {
+			continue // the library is about to set it
+		}
+		silent := time.Since(c.began) - time.Duration(c.heard.Load())
+		if silent >= 4*every {
+			c.stop(errSilent)
+			_ = c.Close()
+			return
+		}
+		// SendRequest blocks for ever on a dead peer, so one is enough, and
+		// nobody waits for it.
+		if silent >= every && asking.CompareAndSwap(false, true) {
+			c.work.Go(func() {
+				_, _, _ = sc.SendRequest("keepalive@openssh.com", true, nil)
+				asking.Store(false)
+			})
+		}
+		if who, err := identityOf(sc); n%2 == 0 && (err != nil || c.s.revoked(c.ctx, who, c.log)) {
+			c.stop(errRevoked)
+			return
+		}
+	}
+}
+
+// open counts a channel in, unless there are too many or the connection ends.
+func (c *conn) open() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || c.channels >= maxChannels {
+		return false
+	}
+	c.channels++
+	c.work.Add(1)
+	return true
+}
+
+// closed counts a channel out.
+func (c *conn) closed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.channels--
+	c.work.Done()
+}
+
+// A hold is the connection's one attachment to its session, or the wait for
+// it. All its channels share it.
+type hold struct {
+	project int64
+	done    chan struct{} // closed once att or err is set
+	att     *sessions.Attachment
+	err     error
+
+	mu    sync.Mutex // guards what follows
+	step  sessions.Step
+	moved chan struct{} // closed at the next step
+}
+
+// hold returns the connection's attachment to p's session, and begins one if
+// there is none that is of use.
+func (c *conn) hold(p sessions.Project) *hold {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held != nil && c.held.project == p.ID && !c.held.spent() {
+		return c.held
+	}
+	h := &hold{project: p.ID, done: make(chan struct{}), moved: make(chan struct{})}
+	c.held = h
+	if c.ended {
+		h.err = context.Cause(c.ctx)
+		close(h.done)
+		return h
+	}
+	c.work.Go(func() {
+		guard(c.log, func() { c.attach(h, p) }, func() { c.stop(errInside) })
+	})
+	return h
+}
+
+// attach holds the session until the connection or the session ends. With ctx
+// the hold ends, too, but not a launch that others may wait for.
+func (c *conn) attach(h *hold, p sessions.Project) {
+	h.att, h.err = c.s.Sessions.Attach(c.ctx, p, h.progress)
+	close(h.done)
+	if h.err != nil {
+		return
+	}
+	defer h.att.Detach()
+	c.log.Info("attached", "session", h.att.Session.ID, "project", p.String())
+	for {
+		select {
+		case notice := <-h.att.Notices():
+			c.notify(notice)
+		case <-h.att.Ended():
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// isDone reports whether att or err is set.
+func (h *hold) isDone() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// spent reports whether h has failed or its session has ended.
+func (h *hold) spent() bool { return h.isDone() && (h.err != nil || isEnded(h.att)) }
+
+// progress tells those who wait about step.
+func (h *hold) progress(step sessions.Step) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.step = step
+	close(h.moved)
+	h.moved = make(chan struct{})
+}
+
+// now returns the current step, and what is closed at the next.
+func (h *hold) now() (sessions.Step, <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.step, h.moved
+}
+
+// notify shows text on the connection's terminals. One that is busy with
+// earlier ones goes without.
+func (c *conn) notify(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ch := range c.terminals {
+		select {
+		case ch.notices <- text:
+		default:
+		}
+	}
+}
+
+// shows adds ch to the terminals, or takes it away.
+func (c *conn) shows(ch *channel, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if on {
+		c.terminals[ch] = struct{}{}
+	} else {
+		delete(c.terminals, ch)
+	}
+}

@@ -1,0 +1,72 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/kballard/go-shellquote"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// errInterrupt is why a Console command at a terminal ends at Ctrl-C.
+var errInterrupt = errors.New("interrupted")
+
+// console runs the channel's command line in the control login's command tree.
+// It is split into words as a shell would, and no shell sees it.
+func (ch *channel) console() (sessions.Exit, error) {
+	words, err := shellquote.Split(ch.cmd.Line)
+	if err != nil {
+		return sessions.Exit{}, fault.New(fault.ExitUsage, "", "the quotes in this command do not match")
+	}
+	ctx, cancel := context.WithCancelCause(ch.ctx)
+	defer cancel(nil)
+	streams := ConsoleIO{Stdin: ch, Stdout: &ch.out, Stderr: &ch.errs}
+	if ch.pty {
+		ch.spawn(func() { ch.watchKeys(ctx, cancel) })
+		terminal := lines{&ch.out}
+		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal, TTY: true, Columns: int(ch.cmd.PTY.Size.Columns)}
+	}
+	code := ch.conn.s.Console(ctx, ch.who.user, words, streams)
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errInterrupt):
+		code = exitInterrupted
+	case cause != nil:
+		return sessions.Exit{}, cause
+	}
+	return sessions.Exit{Code: code}, nil
+}
+
+// watchKeys has Ctrl-C end a command. Nothing else that is typed means anything
+// to it: there is no line editor here.
+func (ch *channel) watchKeys(ctx context.Context, cancel context.CancelCauseFunc) {
+	for {
+		select {
+		case b, ok := <-ch.typed:
+			if !ok {
+				return
+			}
+			if bytes.IndexByte(b, ctrlC) >= 0 {
+				cancel(errInterrupt)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// lines writes to a terminal that nothing translates newlines for: the
+// client's is raw, and there is no pseudo-terminal here.
+type lines struct{ w io.Writer }
+
+// Write writes p with each \n as \r\n.
+func (l lines) Write(p []byte) (int, error) {
+	if _, err := l.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,127 @@
+package gateway
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+// hostKeyKinds are the keys that the gateway proves itself with: what current
+// clients prefer, what old ones know, and RSA for the rest.
+var hostKeyKinds = []struct {
+	file string
+	make func() (crypto.PrivateKey, error)
+}{
+	{"ssh_host_ed25519_key", func() (crypto.PrivateKey, error) {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	}},
+	{"ssh_host_ecdsa_key", func() (crypto.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }},
+	{"ssh_host_rsa_key", func() (crypto.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 3072) }},
+}
+
+// HostKeys returns the host keys kept in dir, making those that are missing.
+// A key that others than its owner can read is refused: who reads it can be
+// this gateway. Errors that an administrator can act on are *fault.Error.
+func HostKeys(dir string) ([]gossh.Signer, error) {
+	var signers []gossh.Signer
+	for _, kind := range hostKeyKinds {
+		path := filepath.Join(dir, kind.file)
+		signer, err := readHostKey(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := writeHostKey(path, kind.make); err != nil {
+				return nil, fmt.Errorf("make host key: %w", err)
+			}
+			signer, err = readHostKey(path)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("host key: %w", err)
+		}
+		signers = append(signers, signer)
+	}
+	return signers, nil
+}
+
+func readHostKey(path string) (gossh.Signer, error) {
+	f, err := os.Open(path) // #nosec G304 -- the administrator names the directory
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+		return nil, fault.New(fault.ExitFailed, "chmod 600 it if nobody has read it, else remove it and tell people about the new key",
+			"host key %s can be read by others", path)
+	}
+	text := make([]byte, 64<<10)
+	n, _ := f.Read(text) // a key that was cut short does not parse
+	key, err := gossh.ParsePrivateKey(text[:n])
+	if err != nil {
+		return nil, &fault.Error{
+			Exit: fault.ExitFailed,
+			Say:  fmt.Sprintf("host key %s is not a private key", path),
+			Hint: "restore it, or remove it and tell people about the new key",
+			Err:  err,
+		}
+	}
+	if key.PublicKey().Type() != gossh.KeyAlgoRSA {
+		return key, nil
+	}
+	// An RSA key would also sign with SHA-1 if a client asked.
+	modern, ok := key.(gossh.AlgorithmSigner)
+	if !ok {
+		return nil, fmt.Errorf("%s: %T cannot choose its hash", path, key)
+	}
+	return gossh.NewSignerWithAlgorithms(modern, []string{gossh.KeyAlgoRSASHA512, gossh.KeyAlgoRSASHA256})
+}
+
+// writeHostKey makes a key that is there whole or not at all. If another
+// process was faster, its key stays.
+func writeHostKey(path string, make func() (crypto.PrivateKey, error)) (err error) {
+	key, err := make()
+	if err != nil {
+		return err
+	}
+	block, err := gossh.MarshalPrivateKey(key, "ds01")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new_host_key_*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
+	_, err = f.Write(pem.EncodeToMemory(block))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes sure that dir's entries outlive a power cut.
+func syncDir(dir string) error {
+	d, err := os.Open(dir) // #nosec G304 -- the administrator names it
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,124 @@
+package gateway
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What one client may ask for.
+const (
+	maxAuthTries = 20        // keys offered: people have many in their agents
+	maxChannels  = 256       // on one connection: JetBrains opens dozens
+	maxEnvVars   = 128       // per channel, as OpenSSH
+	maxEnvBytes  = 32 << 10  // per channel, names and values
+	maxTyped     = 4 << 10   // bytes kept of what is typed ahead of the shell
+	maxUserName  = 80        // bytes of a login name that are logged or shown
+	maxDrain     = 256 << 10 // bytes read from a terminal after its program's end; its buffers hold less
+)
+
+// startups counts connections that have not authenticated yet. The zero value
+// is ready, and may be used concurrently.
+type startups struct {
+	mu       sync.Mutex
+	total    int
+	bySource map[netip.Prefix]int
+}
+
+// take counts one more from source, unless total or perSource is reached.
+func (s *startups) take(source netip.Prefix, total, perSource int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= total || s.bySource[source] >= perSource {
+		return false
+	}
+	if s.bySource == nil {
+		s.bySource = map[netip.Prefix]int{}
+	}
+	s.total++
+	s.bySource[source]++
+	return true
+}
+
+// release counts one less.
+func (s *startups) release(source netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.bySource[source]--; s.bySource[source] == 0 {
+		delete(s.bySource, source)
+	}
+}
+
+// source is whom a limit counts a peer as: its address, and in IPv6 its /64,
+// of which anyone has all.
+func source(a net.Addr) netip.Prefix {
+	addr := addrPort(a).Addr()
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	p, _ := addr.Prefix(bits) // the zero Prefix for an address that is not IP's
+	return p
+}
+
+// addrPort returns a's address and port, or zero if it has none.
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// quiet writes at most one log line in each interval, for what strangers can
+// cause at will. The zero value is ready, and may be used concurrently.
+type quiet struct {
+	mu      sync.Mutex
+	next    time.Time
+	dropped int
+}
+
+// quietInterval is the time between two lines of one kind.
+const quietInterval = 5 * time.Second
+
+// info logs msg, with how many like it were left out, unless it is too soon.
+func (q *quiet) info(log *slog.Logger, msg string, args ...any) {
+	q.mu.Lock()
+	now := time.Now()
+	if now.Before(q.next) {
+		q.dropped++
+		q.mu.Unlock()
+		return
+	}
+	dropped := q.dropped
+	q.next, q.dropped = now.Add(quietInterval), 0
+	q.mu.Unlock()
+	if dropped > 0 {
+		args = append(args, "unlogged", dropped)
+	}
+	log.Info(msg, args...)
+}
+
+// quickAck asks the kernel to acknowledge at once what comes next. It forgets
+// after a while, so this is repeated. While a handshake goes on, OpenSSH
+// clients write twice in a row with Nagle's algorithm on: each time an
+// acknowledgement is delayed costs them 40 ms.
+func quickAck(rc syscall.RawConn) {
+	_ = rc.Control(func(fd uintptr) { // without it the login is slower, no more
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+	})
+}
+
+// giveUpAfter ends writes to a peer that acknowledges nothing for d.
+func giveUpAfter(rc syscall.RawConn, d time.Duration) {
+	_ = rc.Control(func(fd uintptr) { // keepalives find out, too
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+	})
+}

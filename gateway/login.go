@@ -1,0 +1,254 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// exitInterrupted is the status of what a person has left with Ctrl-C, as
+// shells have it: 128 and SIGINT's number.
+const exitInterrupted = 130
+
+const ctrlC = 0x03
+
+// errNoAnswer is the question whether to create a project, left with Ctrl-C.
+var errNoAnswer = fault.New(exitInterrupted, "", "nothing was created")
+
+// validOwn is what a person can call a project of their own.
+var validOwn = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// find returns the project that the login name means. A person at a terminal
+// who names one that does not exist is asked whether to create it.
+func (ch *channel) find() (sessions.Project, error) {
+	s := ch.conn.s
+	p, err := s.Sessions.Find(ch.ctx, ch.who.user, ch.who.login)
+	f, ok := errors.AsType[*fault.Error](err)
+	switch {
+	case err == nil, !ok || f.Exit != fault.ExitNoSuch:
+		return p, err
+	case !ch.pty || !ch.shell:
+		return p, fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
+			shorten(ch.who.login), s.Config().ControlName)
+	}
+	own := strings.TrimPrefix(ch.who.login, ch.who.user+".")
+	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(ch.who.login))
+	mine, err := s.Sessions.Projects(ch.ctx, ch.who.user)
+	if err != nil {
+		return p, err
+	}
+	if list := ch.list(mine); list != "" {
+		noSuch.Hint = "yours: " + list
+	}
+	if !validOwn.MatchString(own) || own == s.Config().ControlName {
+		return p, noSuch
+	}
+	ch.print("ds01: " + noSuch.Say)
+	if noSuch.Hint != "" {
+		ch.print("ds01: " + noSuch.Hint)
+	}
+	yes, err := ch.ask(fmt.Sprintf("ds01: create %s now? [Y/n] ", own))
+	switch {
+	case err != nil:
+		return p, err
+	case !yes:
+		return p, fault.New(fault.ExitNoSuch, "", "nothing was created")
+	}
+	return ch.create(own)
+}
+
+// list names projects as their user logs in to them.
+func (ch *channel) list(projects []sessions.Project) string {
+	const most = 20
+	var names []string
+	for _, p := range projects {
+		name := p.Name
+		if p.Owner != ch.who.user {
+			name = p.String()
+		}
+		if len(names) == most {
+			names = append(names, fmt.Sprintf("and %d more", len(projects)-most))
+			break
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// create makes a project that asks for a GPU, if its owner may have one.
+func (ch *channel) create(name string) (sessions.Project, error) {
+	s := ch.conn.s
+	user, err := s.Keys.User(ch.ctx, ch.who.user)
+	if err != nil {
+		return sessions.Project{}, err
+	}
+	p, err := s.Sessions.Create(ch.ctx, user.Name, sessions.Project{
+		Ref:  sessions.Ref{Owner: user.Name, Name: name},
+		GPUs: min(1, s.Config().Policy(user.Role, user.Name).GPUs),
+	})
+	if err == nil && p.TookOver {
+		ch.print("ds01: its directory was there already, and its files are in /workspace")
+	}
+	return p, err
+}
+
+// ask puts a question that is answered with one key; Enter is yes.
+func (ch *channel) ask(question string) (yes bool, err error) {
+	ch.write(clean(question))
+	for {
+		select {
+		case b, ok := <-ch.typed:
+			if !ok {
+				ch.write("\r\n")
+				return false, nil
+			}
+			for i, key := range b {
+				switch key {
+				case 'y', 'Y', '\r', '\n':
+					ch.write("yes\r\n")
+					ch.keep(b[i+1:])
+					return true, nil
+				case 'n', 'N', 'q', 0x04, 0x1b:
+					ch.write("no\r\n")
+					return false, nil
+				case ctrlC:
+					ch.write("^C\r\n")
+					return false, errNoAnswer
+				}
+			}
+		case <-ch.ctx.Done():
+			return false, context.Cause(ch.ctx)
+		}
+	}
+}
+
+// listen reads what a person types from here on. It reads even when nobody
+// wants it, so that the client's window does not fill up.
+func (ch *channel) listen() {
+	ch.typed = make(chan []byte)
+	ch.spawn(func() {
+		defer close(ch.typed)
+		withBuffer(true, func(buf []byte) {
+			for {
+				n, err := ch.Read(buf)
+				if n > 0 {
+					select {
+					case ch.typed <- append([]byte(nil), buf[:n]...):
+					case <-ch.over:
+					}
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	})
+}
+
+// keep saves what is typed ahead of the command, up to a bound.
+func (ch *channel) keep(b []byte) {
+	ch.kept = append(ch.kept, b[:min(len(b), maxTyped-len(ch.kept))]...)
+}
+
+// attach returns the connection's hold on p's session, and shows a person how
+// it comes about. Ctrl-C leaves; the launch goes on for whoever comes next.
+func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
+	h := ch.conn.hold(p)
+	waits := !h.isDone()
+	show := ch.newProgress(p.Name)
+	defer show.stop()
+	typed := ch.typed
+	for {
+		step, moved := h.now()
+		show.set(step)
+		select {
+		case <-h.done:
+			show.stop()
+			if h.err != nil {
+				return nil, h.err
+			}
+			ch.greet(p, h, waits)
+			return h.att, nil
+		case <-moved:
+		case <-show.tick:
+			show.turn()
+		case b, ok := <-typed:
+			switch {
+			case !ok:
+				typed = nil
+				if ch.shell && len(ch.kept) == 0 { // nobody can ever type into this shell
+					return nil, leftEarly(p)
+				}
+			case strings.IndexByte(string(b), ctrlC) >= 0:
+				return nil, leftEarly(p)
+			default:
+				ch.keep(b)
+			}
+		case <-ch.ctx.Done():
+			return nil, context.Cause(ch.ctx)
+		}
+	}
+}
+
+func leftEarly(p sessions.Project) error {
+	return fault.New(exitInterrupted, "log in again to use it", "you left while %s was starting; it goes on", p.Name)
+}
+
+// greet tells a person with a shell where they are: up to four lines after a
+// launch, one if the session was there.
+func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
+	if !ch.pty {
+		return
+	}
+	if previous := h.att.TellPrevious(); previous != "" {
+		ch.print("ds01: the last session " + previous)
+	}
+	if !ch.shell {
+		return
+	}
+	a, gpus := h.att, gpuNames(h.att.Session)
+	if !a.Launched || !waited {
+		ch.print(fmt.Sprintf("ds01: %s, up %s, %s", p.Name, age(time.Since(a.Session.Launched)), gpus))
+		return
+	}
+	ch.print(fmt.Sprintf("ds01: %s started in %.1f s, with %s", p.Name, a.Took.Seconds(), gpus))
+	ch.print(fmt.Sprintf("ds01: image %s; keep files in /workspace", a.Session.Image))
+	if s := a.Session; !s.Retires.IsZero() {
+		ch.print(fmt.Sprintf("ds01: retires at %s UTC at the latest (%s)", s.Retires.UTC().Format("Mon 15:04"), s.RetireWhy))
+	}
+}
+
+// gpuNames describes a session's GPUs: "no GPU", "GPU 2 (NVIDIA A100)".
+func gpuNames(s sessions.Session) string {
+	if len(s.GPUs) == 0 {
+		return "no GPU"
+	}
+	numbers := make([]string, len(s.GPUs))
+	for i, d := range s.GPUs {
+		numbers[i] = fmt.Sprint(d.Index)
+	}
+	noun := "GPU "
+	if len(numbers) > 1 {
+		noun = "GPUs "
+	}
+	return noun + strings.Join(numbers, ", ") + " (" + s.GPUs[0].Name + ")"
+}
+
+// age is how long something has been, to its largest unit.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}

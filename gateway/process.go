@@ -1,0 +1,315 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+const (
+	// startTime bounds the start of a command in a container that is up.
+	startTime = 15 * time.Second
+	// lingerTime is how long a program may live on with its output closed
+	// before the client is told that no more output comes.
+	lingerTime = 100 * time.Millisecond
+	// drainTime is how long a terminal must have been silent after its
+	// program's end, to be taken for empty, while others hold it open.
+	drainTime = 100 * time.Millisecond
+	// deathTime is how long after a program's violent end it may turn out that
+	// the whole container has ended.
+	deathTime = 300 * time.Millisecond
+)
+
+// buffers are for copying. A packet carries 32 KiB at most; a terminal gives
+// 4 KiB at once, and there are many idle terminals.
+var (
+	buffers         = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+	terminalBuffers = sync.Pool{New: func() any { return new([4 << 10]byte) }}
+)
+
+// withBuffer calls f with a buffer of the right size.
+func withBuffer(terminal bool, f func([]byte)) {
+	if terminal {
+		b, _ := terminalBuffers.Get().(*[4 << 10]byte)
+		defer terminalBuffers.Put(b)
+		f(b[:])
+		return
+	}
+	b, _ := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(b)
+	f(b[:])
+}
+
+// run runs the channel's command in a's container and carries its streams.
+func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
+	ch.completeEnv()
+	if ch.pty {
+		select {
+		case ch.cmd.PTY.Size = <-ch.resize: // changed since pty-req
+		default:
+		}
+	}
+	ctx, cancel := context.WithTimeout(ch.ctx, startTime)
+	proc, err := a.Container.Exec(ctx, ch.cmd)
+	cancel()
+	switch {
+	case err == nil:
+	case ch.ctx.Err() != nil:
+		return sessions.Exit{}, context.Cause(ch.ctx)
+	case isEnded(a):
+		return sessions.Exit{}, ch.sessionEnded(a)
+	default:
+		return sessions.Exit{}, err
+	}
+	defer func() { _ = proc.Close() }() // a hang-up for what still runs
+	ch.ran = true
+
+	r := &running{Process: proc, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
+	stop := make(chan struct{})
+	defer close(stop)
+	ch.spawn(func() { ch.feed(proc.Stdin()) })
+	ch.spawn(func() { ch.control(proc, stop) })
+	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
+	var outputs sync.WaitGroup
+	ch.spawnIn(&outputs, func() { ch.drain(&ch.out, proc.Stdout(), r) })
+	if !ch.pty {
+		ch.spawnIn(&outputs, func() { ch.drain(&ch.errs, proc.Stderr(), nil) })
+	}
+	ch.spawn(func() { outputs.Wait(); close(r.drained) })
+	return ch.await(a, r)
+}
+
+// A running is a process with what is known of its end.
+type running struct {
+	sessions.Process
+	began   time.Time
+	drained chan struct{} // closed once all its output is written
+	ended   chan ending
+
+	reading atomic.Int64 // since when the terminal's reader waits, in nanoseconds after began; 0 if it does not
+	read    atomic.Int64 // bytes it has got
+}
+
+// An ending is what Process.Wait returned.
+type ending struct {
+	exit sessions.Exit
+	err  error
+}
+
+// await returns how r ended: once it has exited and all its output is written,
+// or for the reason why it is given up.
+func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, error) {
+	drained, ended := r.drained, r.ended
+	var exit sessions.Exit
+	var linger, check <-chan time.Time
+	var exited time.Duration
+	var readThen int64
+	for {
+		select {
+		case <-drained:
+			if ended == nil {
+				return exit, nil
+			}
+			drained, linger = nil, time.After(lingerTime)
+		case <-linger:
+			ch.sendEOF()
+		case e := <-ended:
+			if e.err != nil {
+				return exit, ch.lost(a, r)
+			}
+			exit, ended = e.exit, nil
+			if ch.diedWith(a, exit) {
+				return exit, ch.lost(a, r)
+			}
+			if drained == nil {
+				return exit, nil
+			}
+			if ch.pty { // without one, whoever holds the pipes keeps the channel, as at sshd
+				exited, readThen = time.Since(r.began), r.read.Load()
+				tick := time.NewTicker(drainTime / 5)
+				defer tick.Stop()
+				check = tick.C
+			}
+		case <-check:
+			since := max(time.Duration(r.reading.Load()), exited)
+			waits := r.reading.Load() != 0 && time.Since(r.began)-since > drainTime
+			if waits || r.read.Load()-readThen > maxDrain {
+				return exit, nil
+			}
+		case <-a.Ended():
+			return exit, ch.lost(a, r)
+		case <-ch.ctx.Done():
+			return exit, context.Cause(ch.ctx)
+		}
+	}
+}
+
+// diedWith reports whether a program died because its session is retiring or
+// its container died. The engine may take a moment to say so.
+func (ch *channel) diedWith(a *sessions.Attachment, exit sessions.Exit) bool {
+	switch exit.Signal {
+	case "KILL", "TERM", "HUP":
+	default:
+		return false
+	}
+	if a.Ending() {
+		return true
+	}
+	select {
+	case <-a.Ended():
+		return true
+	case <-time.After(deathTime):
+	case <-ch.ctx.Done():
+	}
+	return false
+}
+
+// lost returns the error of a channel whose container is gone, once what the
+// program had written is on its way.
+func (ch *channel) lost(a *sessions.Attachment, r *running) error {
+	select {
+	case <-r.drained:
+	case <-time.After(lingerTime):
+	}
+	return ch.sessionEnded(a)
+}
+
+func (ch *channel) sessionEnded(a *sessions.Attachment) error {
+	return &fault.Error{
+		Exit: fault.ExitGateway,
+		Say:  "the session ended: " + a.Reason(),
+		Hint: "log in again for a new one; what is in /workspace is kept",
+	}
+}
+
+func isEnded(a *sessions.Attachment) bool {
+	select {
+	case <-a.Ended():
+		return true
+	default:
+		return false
+	}
+}
+
+// spawn runs f in a goroutine of the channel's. A panic in it ends the channel.
+func (ch *channel) spawn(f func()) { ch.spawnIn(&ch.work, f) }
+
+func (ch *channel) spawnIn(group *sync.WaitGroup, f func()) {
+	group.Go(func() { guard(ch.log, f, func() { ch.cancel(errInside) }) })
+}
+
+// within waits for f, which writes to the client, but no longer than a client
+// that does not read may take.
+func (ch *channel) within(f func()) {
+	done := make(chan struct{})
+	ch.spawn(func() { defer close(done); f() })
+	select {
+	case <-done:
+	case <-time.After(sayTime):
+	}
+}
+
+// drain copies output to the client until its end. r, unless nil, learns when
+// it waits.
+func (ch *channel) drain(to io.Writer, from io.Reader, r *running) {
+	withBuffer(ch.pty, func(buf []byte) {
+		for {
+			if r != nil {
+				r.reading.Store(int64(time.Since(r.began)))
+			}
+			n, err := from.Read(buf)
+			if r != nil {
+				r.reading.Store(0)
+				r.read.Add(int64(n))
+			}
+			if n > 0 {
+				if _, err := to.Write(buf[:n]); err != nil {
+					return // the channel is closed
+				}
+			}
+			if err != nil {
+				return // EOF, or whoever closed it
+			}
+		}
+	})
+}
+
+// feed copies the client's input to the command until its end. When the
+// command reads no more, what comes is thrown away: the client's window must
+// not fill up, or it would never see the end.
+func (ch *channel) feed(to io.WriteCloser) {
+	if ch.pty {
+		if _, err := to.Write(ch.kept); err != nil {
+			return
+		}
+		for b := range ch.typed {
+			if _, err := to.Write(b); err != nil {
+				return
+			}
+		}
+		return // EOF is nothing to a terminal
+	}
+	withBuffer(false, func(buf []byte) {
+		for {
+			n, err := ch.Read(buf)
+			if n > 0 {
+				if _, err := to.Write(buf[:n]); err != nil {
+					break
+				}
+			}
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+		}
+		if ch.ours {
+			_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+		}
+		_ = to.Close()
+		for {
+			if _, err := ch.Read(buf); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// control passes on what the client asks of a running command, so that the
+// request loop need not wait for it.
+func (ch *channel) control(proc sessions.Process, stop <-chan struct{}) {
+	eow := ch.eow
+	for {
+		var err error
+		select {
+		case size := <-ch.resize:
+			if ch.pty {
+				err = proc.Resize(size)
+			}
+		case name := <-ch.signals:
+			err = proc.Signal(name)
+		case <-eow:
+			eow = nil
+			if !ch.pty { // a program that writes on gets SIGPIPE, as in a pipe on the client's side
+				err = proc.Stdout().Close()
+			}
+		case text := <-ch.notices:
+			_, err = io.WriteString(&ch.out, "\r\n"+clean(text)+"\r\n")
+		case <-stop:
+			return
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			ch.log.Debug("request to a command", "err", err)
+		}
+	}
+}
+
+// isOpenSSH reports whether a client's version is OpenSSH's, other than those
+// that only claim to be compatible.
+func isOpenSSH(version []byte) bool { return strings.HasPrefix(string(version), "SSH-2.0-OpenSSH") }

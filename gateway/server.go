@@ -1,0 +1,185 @@
+// Package gateway is the front door: it listens, authenticates, routes a login
+// to a project or to the console, and carries channels. It owns everything
+// that is SSH and nothing else: what a session is and how long it lives is
+// package sessions' to decide.
+//
+// gliderlabs/ssh accepts connections and runs the handshakes. Everything after
+// that is ours, since its own handlers mix up users, rewrite output and block
+// whole connections.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+
+	"github.com/gliderlabs/ssh"
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/keys"
+	"github.com/ds01/ds01/sessions"
+)
+
+// errRestarting is why everything ends at Shutdown.
+var errRestarting = &fault.Error{
+	Exit: fault.ExitGateway,
+	Say:  "the gateway is restarting",
+	Hint: "your session and its files stay, log in again",
+}
+
+// A Server is the SSH side of ds01. Set the fields, which may not change
+// afterwards, and call Serve. The methods may be called concurrently.
+//
+// Lock order: Server.mu, conn.mu, stream.mu; none is held while waiting for a
+// client.
+type Server struct {
+	Keys     *keys.Store
+	Sessions *sessions.Manager
+	Config   func() *config.Config // the settings in force
+	Console  Console               // the control login's command tree
+	HostKeys []gossh.Signer
+	Log      *slog.Logger
+
+	setup    sync.Once
+	ssh      *ssh.Server
+	ctx      context.Context // ends with Shutdown, for the reason errRestarting
+	stop     context.CancelCauseFunc
+	startups startups
+
+	refusals, failures quiet // log lines that strangers can cause
+
+	mu        sync.Mutex // guards what follows, and that no conn is added after stop
+	listeners []net.Listener
+	conns     sync.WaitGroup // each conn's watch
+}
+
+// A Console runs one command line for an authenticated user and returns its
+// exit status. It ends soon after ctx does. It is called concurrently.
+type Console func(ctx context.Context, user string, args []string, streams ConsoleIO) int
+
+// A ConsoleIO is the client's side of a Console command.
+type ConsoleIO struct {
+	Stdin          io.Reader // empty at a terminal
+	Stdout, Stderr io.Writer
+	TTY            bool // whether Stdout is the client's terminal
+	Columns        int  // its width, 0 if unknown
+}
+
+func (s *Server) init() {
+	s.setup.Do(func() {
+		s.ctx, s.stop = context.WithCancelCause(context.Background()) // the library's connections have no other parent
+		s.ssh = &ssh.Server{
+			HostSigners:          signers(s.HostKeys),
+			ConnCallback:         s.accept,
+			ServerConfigCallback: s.handshake,
+			// Global requests that nobody handles are refused at once, which is
+			// the right answer to keepalives and to everything else so far.
+			RequestHandlers: map[string]ssh.RequestHandler{},
+			ChannelHandlers: map[string]ssh.ChannelHandler{"session": s.session, "default": s.reject},
+		}
+	})
+}
+
+func signers(keys []gossh.Signer) []ssh.Signer {
+	all := make([]ssh.Signer, len(keys))
+	for i, k := range keys {
+		all[i] = k
+	}
+	return all
+}
+
+// Serve accepts connections from l until Shutdown, and closes l. It returns
+// nil after Shutdown, else why it cannot accept. It may be called for several
+// listeners.
+func (s *Server) Serve(l net.Listener) error {
+	s.init()
+	if len(s.HostKeys) == 0 {
+		return errors.Join(errors.New("serve SSH: no host keys"), l.Close())
+	}
+	s.mu.Lock()
+	s.listeners = append(s.listeners, l)
+	stopped := s.ctx.Err() != nil
+	s.mu.Unlock()
+	if stopped {
+		return l.Close()
+	}
+	if err := s.ssh.Serve(l); s.ctx.Err() == nil {
+		return fmt.Errorf("serve SSH: %w", err)
+	}
+	return nil
+}
+
+// Shutdown refuses new connections, tells the running channels why they are
+// ending and waits for them. When ctx ends first, it drops what is left and
+// returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.mu.Lock()
+	s.stop(errRestarting)
+	listeners := s.listeners
+	s.mu.Unlock()
+	for _, l := range listeners {
+		_ = l.Close() // Serve closes it too
+	}
+
+	done := make(chan struct{})
+	go func() { s.conns.Wait(); close(done) }()
+	select {
+	case <-done:
+		return s.ssh.Close()
+	case <-ctx.Done():
+		_ = s.ssh.Close()
+		<-done // soon: their sockets are closed
+		return ctx.Err()
+	}
+}
+
+// accept takes a connection in, or closes it at once if there are too many
+// that have not said who they are.
+func (s *Server) accept(ctx ssh.Context, nc net.Conn) net.Conn {
+	limits := s.Config().SSH
+	from := source(nc.RemoteAddr())
+	if !s.startups.take(from, limits.MaxStartups, limits.MaxPerSource) {
+		s.refusals.info(s.Log, "refused a connection from "+nc.RemoteAddr().String()+": too many are not authenticated")
+		return nil
+	}
+	c := newConn(s, ctx, nc, from)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		s.startups.release(from)
+		return nil
+	}
+	s.conns.Go(func() { c.watch(limits) })
+	ctx.SetValue(connKey{}, c)
+	return c
+}
+
+// reject refuses channels of types that the gateway does not have.
+func (s *Server) reject(_ *ssh.Server, _ *gossh.ServerConn, nc gossh.NewChannel, _ ssh.Context) {
+	reason, message := gossh.UnknownChannelType, "unknown channel type"
+	switch nc.ChannelType() {
+	case "direct-tcpip", "direct-streamlocal@openssh.com", "tun@openssh.com":
+		reason, message = gossh.Prohibited, "forwarding is not available"
+	}
+	_ = nc.Reject(reason, message) // who is gone needs no answer
+}
+
+// guard runs f. A panic in it ends f and nothing else: it is logged, and
+// failed is called.
+func guard(log *slog.Logger, f, failed func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("panic", "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			failed()
+		}
+	}()
+	f()
+}
