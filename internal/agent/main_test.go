@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,9 +53,11 @@ func TestMain(m *testing.M) {
 // rest of this machine for a container.
 type testAgent struct {
 	*Client
-	dir string // etc, home and the socket
-	cmd *exec.Cmd
-	log bytes.Buffer
+	dir  string // etc, home and the socket
+	cmd  *exec.Cmd
+	log  bytes.Buffer  // complete once done is closed, as is err
+	done chan struct{} // closed when it has ended
+	err  error         // how
 }
 
 // startAgent starts an agent for user 12345, who has a home.
@@ -80,20 +83,52 @@ func startAgent(t testing.TB, adjust ...func(*Config)) *testAgent {
 	}
 	must(t, WriteConfig(dir, c))
 
-	a := &testAgent{Client: NewClient(dir), dir: dir}
+	a := &testAgent{Client: NewClient(dir), dir: dir, done: make(chan struct{})}
 	a.cmd = exec.Command("/proc/self/exe")
 	a.cmd.Env = append(os.Environ(), "DS01_TEST_AGENT="+dir, "DS01_SECRET=1", "LD_AUDIT=/x", "NVIDIA_VISIBLE_DEVICES=void", "PATH=/usr/local/bin:/usr/bin:/bin")
 	a.cmd.Stderr = &a.log
 	must(t, a.cmd.Start())
+	go func() {
+		a.err = a.cmd.Wait()
+		close(a.done)
+	}()
 	t.Cleanup(func() {
+		a.killChildren()
 		a.cmd.Process.Kill()
-		a.cmd.Wait()
+		<-a.done
 		if t.Failed() {
 			t.Logf("the agent said:\n%s", a.log.String())
 		}
 	})
 	eventually(t, "the agent answers", func() bool { return a.Ping(t.Context()) == nil })
 	return a
+}
+
+// killChildren ends what the agent has started, as the end of its container
+// would. Orphans are its children, too.
+func (a *testAgent) killChildren() {
+	for _, pid := range children(a.cmd.Process.Pid) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// children returns the processes whose ancestor is process pid.
+func children(pid int) []int {
+	all := map[int]procStat{}
+	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range paths {
+		n, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if st, err := readStat(n); err == nil {
+			all[n] = st
+		}
+	}
+	var found []int
+	for n, st := range all {
+		if descends(all, st, pid) {
+			found = append(found, n)
+		}
+	}
+	return found
 }
 
 // run runs cmd with input and returns its output and end.

@@ -16,12 +16,10 @@ import (
 func (a *testAgent) retire(t *testing.T) {
 	t.Helper()
 	must(t, a.cmd.Process.Signal(unix.SIGTERM))
-	done := make(chan error, 1)
-	go func() { done <- a.cmd.Wait() }()
 	select {
-	case err := <-done:
-		if err != nil {
-			t.Errorf("the agent ended with %v", err)
+	case <-a.done:
+		if a.err != nil {
+			t.Errorf("the agent ended with %v", a.err)
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the agent does not end")
@@ -57,7 +55,8 @@ func TestRetire(t *testing.T) {
 		io.WriteString(p.Stdin(), "stty -echo; export PS1='prompt\\n'; bash --norc\n")
 		waitLine(t, out, "prompt") // the inner shell's
 		if i == 1 {
-			io.WriteString(p.Stdin(), "sleep 1001 & echo busy; sleep 1000\n")
+			// What a shell starts later has not had the SIGTERM.
+			io.WriteString(p.Stdin(), "sleep 1001 & sh -c 'echo busy; exec sleep 1000'\n")
 			waitLine(t, out, "busy")
 		}
 		go io.Copy(io.Discard, p.Stdout())
@@ -112,5 +111,6 @@ func TestRetireRefuses(t *testing.T) {
 	if exit, err := p.Wait(); err != nil {
 		t.Errorf("exit = %+v, %v", exit, err)
 	}
-	must(t, a.cmd.Wait())
+	<-a.done
+	must(t, a.err)
 }

@@ -81,7 +81,9 @@ func FuzzApplyModes(f *testing.F) {
 
 func TestTerminalKeys(t *testing.T) {
 	a := startAgent(t)
-	p, err := a.Exec(t.Context(), Command{Line: `trap 'echo size; stty size' WINCH; echo ready; while :; do sleep 0.01; done`, PTY: &PTY{}})
+	// bash survives a SIGINT that it gets between two children; sleep does not.
+	p, err := a.Exec(t.Context(), Command{Line: `trap 'echo size; stty size; exec sh -c "echo asleep; exec sleep 1000"' WINCH
+echo ready; while :; do sleep 0.01; done`, PTY: &PTY{}})
 	must(t, err)
 	defer p.Close()
 	out := bufio.NewScanner(p.Stdout())
@@ -89,6 +91,7 @@ func TestTerminalKeys(t *testing.T) {
 	must(t, p.Resize(Size{Columns: 100, Rows: 30, Width: 800, Height: 600}))
 	waitLine(t, out, "size")
 	waitLine(t, out, "30 100")
+	waitLine(t, out, "asleep")
 	p.Stdin().Close() // nothing
 	io.WriteString(p.Stdin(), "\x03")
 	if exit, err := p.Wait(); exit.Signal != "INT" || err != nil {
@@ -192,7 +195,7 @@ func TestSignalPipes(t *testing.T) {
 func TestAgentGone(t *testing.T) {
 	noLeak(t)
 	a := startAgent(t)
-	p, err := a.Exec(t.Context(), Command{Args: []string{"sleep", "1000"}})
+	p, err := a.Exec(t.Context(), Command{Args: []string{"cat"}})
 	must(t, err)
 	defer p.Close()
 	must(t, a.cmd.Process.Signal(os.Kill))
