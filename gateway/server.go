@@ -131,14 +131,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 	done := make(chan struct{})
 	go func() { s.conns.Wait(); close(done) }()
+	var err error
 	select {
 	case <-done:
-		return s.ssh.Close()
 	case <-ctx.Done():
-		_ = s.ssh.Close()
-		<-done // soon: their sockets are closed
-		return ctx.Err()
+		err = ctx.Err()
 	}
+	_ = s.ssh.Close() // knows the listeners, which are closed already
+	<-done            // soon: the sockets are closed
+	return err
 }
 
 // accept takes a connection in, or closes it at once if there are too many
