@@ -217,7 +217,7 @@ func TestWindowChanges(t *testing.T) {
 	}
 	out := &logBuffer{}
 	session.Stdout = out
-	must(t, session.Start(`stty size; trap 'stty size; exit' WINCH; while :; do sleep 0.02; done`))
+	must(t, session.Start(`trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.02; done`))
 	eventually(t, "the size", func() bool { return out.String() == "20 599\r\n" }, out.String)
 	must(t, session.WindowChange(0, 0)) // means nothing
 	must(t, session.WindowChange(55, 111))

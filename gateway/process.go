@@ -22,9 +22,6 @@ const (
 	// drainTime is how long a terminal must have been silent after its
 	// program's end, to be taken for empty, while others hold it open.
 	drainTime = 100 * time.Millisecond
-	// deathTime is how long after a program's violent end it may turn out that
-	// the whole container has ended.
-	deathTime = 300 * time.Millisecond
 )
 
 // buffers are for copying. A packet carries 32 KiB at most; a terminal gives
@@ -125,9 +122,6 @@ func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, err
 				return exit, ch.lost(a, r)
 			}
 			exit, ended = e.exit, nil
-			if ch.diedWith(a, exit) {
-				return exit, ch.lost(a, r)
-			}
 			if drained == nil {
 				return exit, nil
 			}
@@ -149,26 +143,6 @@ func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, err
 			return exit, context.Cause(ch.ctx)
 		}
 	}
-}
-
-// diedWith reports whether a program died because its session is retiring or
-// its container died. The engine may take a moment to say so.
-func (ch *channel) diedWith(a *sessions.Attachment, exit sessions.Exit) bool {
-	switch exit.Signal {
-	case "KILL", "TERM", "HUP":
-	default:
-		return false
-	}
-	if a.Ending() {
-		return true
-	}
-	select {
-	case <-a.Ended():
-		return true
-	case <-time.After(deathTime):
-	case <-ch.ctx.Done():
-	}
-	return false
 }
 
 // lost returns the error of a channel whose container is gone, once what the

@@ -159,7 +159,8 @@ type Process interface {
 	Signal(name string) error
 
 	// Wait returns how the command ended. It fails if the container went
-	// away first. It may be called by one goroutine, once.
+	// away first, or took the command along. It may be called by one
+	// goroutine, once.
 	Wait() (Exit, error)
 
 	// Close lets go of the command: what still runs is hung up on (SIGHUP), as

@@ -150,7 +150,7 @@ func (e *Error) clean() *Error {
 
 var (
 	// ErrGone is what Process.Wait returns if the container or its agent went
-	// away before the command was seen to end.
+	// away before the command was seen to end, or took it along.
 	ErrGone = errors.New("the container went away")
 
 	// ErrAnswer is an agent that does not keep to the protocol.

@@ -50,7 +50,9 @@ func (s *Server) exec(conn *fdmsg.Conn, cmd Command, files []*os.File) {
 		return
 	}
 	// A gateway that did not get the answer has closed, as Recv will tell.
-	c.whenEnded(func(status unix.WaitStatus) { _ = send(conn, exited{Exited: toExit(status)}) })
+	c.whenEnded(func(status unix.WaitStatus) {
+		_ = send(conn, exited{Exited: toExit(status), Ending: s.retiring.Load()})
+	})
 	for {
 		var m control
 		if _, err := conn.Recv(&m, 0); err != nil {

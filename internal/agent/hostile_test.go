@@ -112,7 +112,7 @@ func TestHostileDescriptors(t *testing.T) {
 			noLeak(t)
 			c := impostor(t, func(c *fdmsg.Conn) {
 				c.Send(reply{}, test.files...)
-				c.Send(exited{&Exit{}})
+				c.Send(exited{Exited: &Exit{}})
 			})
 			errs := everything(t, c)
 			for _, what := range []string{"exec", "pty", "dial tcp", "dial unix", "listen tcp", "listen unix"} {
@@ -187,9 +187,9 @@ func TestHostileAnswers(t *testing.T) {
 func TestHostileExits(t *testing.T) {
 	tests := map[string]any{
 		"nothing":          struct{}{},
-		"a high code":      exited{&Exit{Code: 256}},
-		"a low code":       exited{&Exit{Code: -1}},
-		"an odd signal":    exited{&Exit{Signal: "KILL\n"}},
+		"a high code":      exited{Exited: &Exit{Code: 256}},
+		"a low code":       exited{Exited: &Exit{Code: -1}},
+		"an odd signal":    exited{Exited: &Exit{Signal: "KILL\n"}},
 		"no object":        []string{"x"},
 		"a large message":  map[string]string{"x": strings.Repeat("x", 200<<10)},
 		"another's answer": reply{},
@@ -200,7 +200,7 @@ func TestHostileExits(t *testing.T) {
 			c := impostor(t, func(c *fdmsg.Conn) {
 				c.Send(reply{})
 				c.Send(m)
-				c.Send(exited{&Exit{}})
+				c.Send(exited{Exited: &Exit{}})
 			})
 			p, err := c.Exec(t.Context(), Command{})
 			must(t, err)

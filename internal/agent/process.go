@@ -108,6 +108,8 @@ func (p *Process) watch() {
 		p.err = fmt.Errorf("%w: %w", ErrGone, ErrAnswer)
 	case err != nil:
 		p.err = fmt.Errorf("%w: %w", ErrGone, err)
+	case m.Ending && m.Exited.Signal != "":
+		p.err = fmt.Errorf("%w: its processes get SIGTERM", ErrGone)
 	default:
 		p.exit = *m.Exited
 	}
@@ -176,8 +178,8 @@ func (p *Process) Signal(name string) error {
 	return nil
 }
 
-// Wait returns how the command ended; its error is an ErrGone. It does not
-// wait for output.
+// Wait returns how the command ended; its error is an ErrGone, also if a signal
+// ended it while the container was ending. It does not wait for output.
 func (p *Process) Wait() (Exit, error) {
 	<-p.done
 	return p.exit, p.err

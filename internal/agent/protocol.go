@@ -50,6 +50,7 @@ type control struct {
 // An exited is the last message about a command.
 type exited struct {
 	Exited *Exit
+	Ending bool `json:",omitempty"` // the whole container is
 }
 
 // A wireCommand is a Command whose strings survive JSON: they are bytes in no

@@ -188,7 +188,7 @@ func (p *process) reap() {
 	if b.empty != nil && len(b.procs) == 0 {
 		close(b.empty)
 	}
-	p.gone = b.dead
+	p.gone = b.dead || b.empty != nil && p.cmd.ProcessState.ExitCode() < 0 // -1 is a signal
 	close(p.done)
 }
 

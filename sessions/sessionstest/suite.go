@@ -401,8 +401,10 @@ func stopIdempotent(t *testing.T, s Subject) {
 func stopGivesTime(t *testing.T, s Subject) {
 	spec := Spec(t, s.Image)
 	c := Launch(t, s.Runtime, spec)
-	p := Start(t, c, sh(`trap 'sleep 0.3; echo > saved; exit' TERM; echo ready; while :; do sleep 0.05; done`))
+	p := Start(t, c, sh(`trap 'sleep 0.3; echo > saved; exit 7' TERM; echo ready; while :; do sleep 0.05; done`))
 	readLine(t, p.Stdout(), "ready")
+	heedless := Start(t, c, sh(`echo ready; exec sleep 1000`))
+	readLine(t, heedless.Stdout(), "ready")
 	start := time.Now()
 	if err := s.Runtime.Stop(t.Context(), spec.Session, patience); err != nil {
 		t.Fatalf("Stop: %v", err)
@@ -413,7 +415,12 @@ func stopGivesTime(t *testing.T, s Subject) {
 	if took := time.Since(start); took >= patience {
 		t.Errorf("Stop waited all of its grace (%v) though nothing was left", took)
 	}
-	wait(t, p) // with an exit or an error, but it ends
+	if exit, err := wait(t, p); err != nil || exit != (sessions.Exit{Code: 7}) {
+		t.Errorf("Wait = %+v, %v for a process that has saved and exited with 7", exit, err)
+	}
+	if exit, err := wait(t, heedless); err == nil {
+		t.Errorf("Wait = %+v for a process that ended with its container; want an error", exit)
+	}
 }
 
 func stopKills(t *testing.T, s Subject) {
