@@ -18,8 +18,8 @@ type Attachment struct {
 }
 
 // reasonTime is how long Reason waits for the engine to say why a container
-// is gone.
-const reasonTime = 700 * time.Millisecond
+// is gone, which takes a busy one seconds.
+const reasonTime = 5 * time.Second
 
 // Attach returns a hold on p's session, launching it if there is none. step is
 // called with what the launch is doing, from Attach's goroutine, never after it
@@ -182,25 +182,21 @@ func (a *Attachment) TellPrevious() string {
 	return previous
 }
 
-// Ending reports whether the session is retiring or its container is gone:
-// what is signalled to end now ends because of that.
-func (a *Attachment) Ending() bool {
-	a.life.m.mu.Lock()
-	defer a.life.m.mu.Unlock()
-	return a.life.reason != ""
-}
-
 // Ended is closed when the container is gone and the hold is worth nothing any
 // more.
 func (a *Attachment) Ended() <-chan struct{} { return a.life.gone }
 
-// Reason says why, for a person; it waits a moment for the engine to tell
-// after Ended or after a Process lost its container.
+// Reason says why, for a person; after a Process lost its container it waits a
+// while for the engine to tell, if that answers at all.
 func (a *Attachment) Reason() string {
 	s := a.life
-	if !a.Ending() {
+	s.m.mu.Lock()
+	known, away := s.reason != "", s.m.away
+	s.m.mu.Unlock()
+	if !known {
 		select {
 		case <-s.gone:
+		case <-away:
 		case <-time.After(reasonTime):
 		}
 	}

@@ -29,6 +29,7 @@ func (m *Manager) engineLost(err error) {
 	defer m.mu.Unlock()
 	if !m.lost {
 		m.Log.Warn("the engine does not answer: nothing is launched until it does", "err", err)
+		close(m.away)
 	}
 	m.lost, m.unready = true, errEngineAway(err)
 	m.changes++
@@ -40,6 +41,7 @@ func (m *Manager) engineBack() {
 	defer m.mu.Unlock()
 	if m.lost {
 		m.Log.Info("the engine answers again")
+		m.away = make(chan struct{})
 	}
 	m.lost = false
 	m.changes++

@@ -213,9 +213,13 @@ func (m *Manager) forget(s *life) {
 func (s *life) errTrouble() error {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
+	say := fmt.Sprintf("the session of project %q is retiring, but its container is not gone yet", s.project.Name)
+	if f, ok := errors.AsType[*fault.Error](s.trouble); ok {
+		say += ": " + f.Say
+	}
 	return &fault.Error{
 		Exit: fault.ExitFailed,
-		Say:  fmt.Sprintf("the session of project %q is retiring, but its container is not gone yet", s.project.Name),
+		Say:  say,
 		Hint: "ds01 goes on trying; try again in a minute, or tell your administrator",
 		Err:  s.trouble,
 	}

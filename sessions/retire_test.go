@@ -181,7 +181,14 @@ func TestContainerDies(t *testing.T) {
 func TestReasonOfSilence(t *testing.T) {
 	w := newWorld(t)
 	a := w.attach(w.project("alice", "thesis", 0))
-	if got := a.Reason(); got != "the container stopped answering" {
+	reason := make(chan string, 1)
+	go func() { reason <- a.Reason() }()
+	start := time.Now()
+	w.fake.Lose(errors.New("no such socket")) // nobody is there to be waited for
+	if got := within(t, "a reason", reason); got != "the container stopped answering" {
 		t.Errorf("reason = %q", got)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %v to be told", took)
 	}
 }

@@ -103,6 +103,7 @@ type Manager struct {
 	mu        sync.Mutex // guards what follows, and every life
 	closed    bool
 	lost      bool             // whether the engine has stopped answering
+	away      chan struct{}    // closed while lost
 	unready   error            // why nothing may be launched now, or nil
 	changes   int              // how often the engine was lost or came back
 	lives     map[string]*life // by session
@@ -123,7 +124,7 @@ var errClosed = &fault.Error{
 func (m *Manager) Start(ctx context.Context) error {
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.byProject = map[string]*life{}, map[int64]*life{}
-	m.wake = make(chan struct{}, 1)
+	m.wake, m.away = make(chan struct{}, 1), make(chan struct{})
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)
 
