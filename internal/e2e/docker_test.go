@@ -142,7 +142,9 @@ func (e *engine) start() error {
 		"--containerd-namespace", "ds01-e2e", "--containerd-plugins-namespace", "ds01-e2e-plugins",
 		"--bridge", "none", "--iptables=false", "--default-address-pool", "base=10.213.0.0/16,size=24",
 	}, e.flags...)
-	e.cmd = exec.Command("dockerd", flags...)
+	// In a network namespace of its own: one that starts without a bridge
+	// removes docker0, which is the other's.
+	e.cmd = exec.Command("unshare", append([]string{"--net", "dockerd"}, flags...)...)
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {
 		return err
