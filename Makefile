@@ -10,10 +10,10 @@ export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 tool := go tool -modfile=internal/tools/go.mod
 
-.PHONY: help build demo test lint vuln install clean
+.PHONY: help build demo test bench bench-quick lint vuln install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/ds01 for the host, bin/ds01-agent for the containers
 	go build -o bin/ds01 ./cmd/ds01
@@ -38,6 +38,14 @@ test: ## unit tests and scenarios, with the race detector, on real Docker and ss
 	go test -race -timeout 10m $$(go list ./... | grep -v /internal/e2e)
 	@echo 'go test -race -v ./internal/e2e (all of its log: .cache/e2e.log)'
 	@go test -race -timeout 30m -count 1 -v ./internal/e2e 2>&1 | tee .cache/e2e.log | $(verdicts)
+
+bench: build ## ds01 beside sshd and docker exec, as Markdown; 15 minutes, as root
+	@etc/bring-up
+	@go run ./internal/bench
+
+bench-quick: build ## the same in two minutes
+	@etc/bring-up
+	@go run ./internal/bench -quick
 
 lint: ## gofmt, go vet, golangci-lint; the first run builds golangci-lint
 	@unformatted=$$(gofmt -l cmd gateway gpu internal keys sessions); \

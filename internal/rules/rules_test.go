@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"gateway":               {"sessions", "keys", "internal/config", "internal/fault", "internal/observe"},
 	"gpu":                   {"internal/db"},
 	"internal/agent":        {"internal/fdmsg"},
+	"internal/bench":        {"internal/db"},
 	"internal/config":       {},
 	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/fault", "internal/fdmsg", "internal/observe"},
 	"internal/db":           {},
@@ -53,7 +54,7 @@ var outside = map[string][]string{ // import path and what is below it
 	"github.com/docker/docker":    {"internal/docker"},
 	"github.com/NVIDIA/go-nvml":   {"internal/nvml"},
 	"github.com/mattn/go-sqlite3": {"internal/db"},
-	"golang.org/x/crypto/ssh":     {"gateway", "keys", "internal/e2e"},
+	"golang.org/x/crypto/ssh":     {"gateway", "keys", "internal/bench", "internal/e2e"},
 }
 
 // A pkg is what go list says about one of our packages.
