@@ -134,20 +134,20 @@ func (ch *channel) listen() {
 	ch.typed = make(chan []byte)
 	ch.spawn(func() {
 		defer close(ch.typed)
-		withBuffer(true, func(buf []byte) {
-			for {
-				n, err := ch.Read(buf)
-				if n > 0 {
-					select {
-					case ch.typed <- append([]byte(nil), buf[:n]...):
-					case <-ch.over:
-					}
-				}
-				if err != nil {
-					return
+		var room buffer
+		defer room.release()
+		for buf := room.after(0); ; {
+			n, err := ch.Read(buf)
+			if n > 0 {
+				select {
+				case ch.typed <- append([]byte(nil), buf[:n]...):
+				case <-ch.over:
 				}
 			}
-		})
+			if err != nil {
+				return
+			}
+		}
 	})
 }
 

@@ -24,35 +24,51 @@ const (
 	drainTime = 100 * time.Millisecond
 )
 
-// buffers are for copying. A packet carries 32 KiB at most; a terminal gives
-// 4 KiB at once, and there are many idle terminals.
+// Buffers are for copying. A packet carries 32 KiB at most; but most channels
+// are idle, and hold a small one.
 var (
-	buffers         = sync.Pool{New: func() any { return new([32 << 10]byte) }}
-	terminalBuffers = sync.Pool{New: func() any { return new([4 << 10]byte) }}
+	smallBuffers = sync.Pool{New: func() any { return new([4 << 10]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 )
 
-// withBuffer calls f with a buffer of the right size.
-func withBuffer(terminal bool, f func([]byte)) {
-	if terminal {
-		b, _ := terminalBuffers.Get().(*[4 << 10]byte)
-		defer terminalBuffers.Put(b)
-		f(b[:])
-		return
+// A buffer is as large as what flows through it asks for. The zero value is
+// ready; release gives back what it holds.
+type buffer struct {
+	small *[4 << 10]byte
+	large *[32 << 10]byte
+}
+
+// after returns room for the next read, when the last one has brought n bytes.
+func (b *buffer) after(n int) []byte {
+	if b.small == nil {
+		b.small, _ = smallBuffers.Get().(*[4 << 10]byte)
 	}
-	b, _ := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(b)
-	f(b[:])
+	switch {
+	case n >= len(b.small) && b.large == nil:
+		b.large, _ = largeBuffers.Get().(*[32 << 10]byte)
+	case n < len(b.small)/4 && b.large != nil:
+		largeBuffers.Put(b.large)
+		b.large = nil
+	}
+	if b.large != nil {
+		return b.large[:]
+	}
+	return b.small[:]
+}
+
+func (b *buffer) release() {
+	if b.small != nil {
+		smallBuffers.Put(b.small)
+	}
+	if b.large != nil {
+		largeBuffers.Put(b.large)
+	}
 }
 
 // run runs the channel's command in a's container and carries its streams.
 func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	ch.completeEnv()
-	if ch.pty {
-		select {
-		case ch.cmd.PTY.Size = <-ch.resize: // changed since pty-req
-		default:
-		}
-	}
+	ch.measure()
 	ctx, cancel := context.WithTimeout(ch.ctx, startTime)
 	proc, err := a.Container.Exec(ctx, ch.cmd)
 	cancel()
@@ -81,6 +97,17 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	}
 	ch.spawn(func() { outputs.Wait(); close(r.drained) })
 	return ch.await(a, r)
+}
+
+// measure takes in a change of size since pty-req.
+func (ch *channel) measure() {
+	if !ch.pty {
+		return
+	}
+	select {
+	case ch.cmd.PTY.Size = <-ch.resize:
+	default:
+	}
 }
 
 // A running is a process with what is known of its end.
@@ -193,26 +220,28 @@ func (ch *channel) within(f func()) {
 // drain copies output to the client until its end. r, unless nil, learns when
 // it waits.
 func (ch *channel) drain(to io.Writer, from io.Reader, r *running) {
-	withBuffer(ch.pty, func(buf []byte) {
-		for {
-			if r != nil {
-				r.reading.Store(int64(time.Since(r.began)))
-			}
-			n, err := from.Read(buf)
-			if r != nil {
-				r.reading.Store(0)
-				r.read.Add(int64(n))
-			}
-			if n > 0 {
-				if _, err := to.Write(buf[:n]); err != nil {
-					return // the channel is closed
-				}
-			}
-			if err != nil {
-				return // EOF, or whoever closed it
+	var room buffer
+	defer room.release()
+	for n := 0; ; {
+		buf := room.after(n)
+		if r != nil {
+			r.reading.Store(int64(time.Since(r.began)))
+		}
+		var err error
+		n, err = from.Read(buf)
+		if r != nil {
+			r.reading.Store(0)
+			r.read.Add(int64(n))
+		}
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return // the channel is closed
 			}
 		}
-	})
+		if err != nil {
+			return // EOF, or whoever closed it
+		}
+	}
 }
 
 // feed copies the client's input to the command until its end. When the
@@ -230,29 +259,27 @@ func (ch *channel) feed(to io.WriteCloser) {
 		}
 		return // EOF is nothing to a terminal
 	}
-	withBuffer(false, func(buf []byte) {
-		for {
-			n, err := ch.Read(buf)
-			if n > 0 {
-				if _, err := to.Write(buf[:n]); err != nil {
-					break
-				}
-			}
-			if err != nil {
-				_ = to.Close()
-				return
+	var room buffer
+	defer room.release()
+	for n := 0; ; {
+		buf := room.after(n)
+		var err error
+		n, err = ch.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				break
 			}
 		}
-		if ch.ours {
-			_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+		if err != nil {
+			_ = to.Close()
+			return
 		}
-		_ = to.Close()
-		for {
-			if _, err := ch.Read(buf); err != nil {
-				return
-			}
-		}
-	})
+	}
+	if ch.ours {
+		_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+	}
+	_ = to.Close()
+	_, _ = io.Copy(io.Discard, ch)
 }
 
 // control passes on what the client asks of a running command, so that the
