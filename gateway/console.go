@@ -27,6 +27,7 @@ func (ch *channel) console() (sessions.Exit, error) {
 	defer cancel(nil)
 	streams := ConsoleIO{Stdin: ch, Stdout: &ch.out, Stderr: &ch.errs}
 	if ch.pty {
+		ch.measure()
 		ch.spawn(func() { ch.watchKeys(ctx, cancel) })
 		terminal := lines{&ch.out}
 		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal, TTY: true, Columns: int(ch.cmd.PTY.Size.Columns)}

@@ -65,7 +65,10 @@ func readHostKey(path string) (gossh.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.ExitFailed, "remove it, and a new key is made", "host key %s is not a file", path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fault.New(fault.ExitFailed, "chmod 600 it if nobody has read it, else remove it and tell people about the new key",
 			"host key %s can be read by others", path)
 	}

@@ -153,6 +153,43 @@ func (w *world) project(owner, name string) sessions.Project {
 	return p
 }
 
+// slow holds every launch before it makes its container. reached receives once
+// for each; release lets all go on.
+func (w *world) slow() (reached <-chan struct{}, release func()) {
+	at, on := make(chan struct{}, 16), make(chan struct{})
+	w.fake.SetHook(func(ctx context.Context, _ string, step sessions.StepName) error {
+		if step == sessions.StepCreating {
+			at <- struct{}{}
+			select {
+			case <-on:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	})
+	release = sync.OnceFunc(func() { close(on) })
+	w.t.Cleanup(release)
+	return at, release
+}
+
+// session returns the one live session.
+func (w *world) session() sessions.Session {
+	w.t.Helper()
+	all, err := w.Sessions.Sessions(w.t.Context(), false)
+	must(w.t, err)
+	if len(all) != 1 {
+		w.t.Fatalf("sessions %+v; want one", all)
+	}
+	return all[0]
+}
+
+// idle waits until nobody holds the one session.
+func (w *world) idle() {
+	w.t.Helper()
+	eventually(w.t, "the idle time", func() bool { return w.session().State == sessions.Idle }, w.log.String)
+}
+
 // newSigner returns an ed25519 key, always the same for a seed.
 func newSigner(t testing.TB, seed byte) gossh.Signer {
 	t.Helper()
@@ -180,7 +217,11 @@ func (w *world) dial(user, name string) *gossh.Client {
 }
 
 func (w *world) tryDial(user, name string) (*gossh.Client, error) {
-	client, err := gossh.Dial("tcp", w.addr, &gossh.ClientConfig{
+	return w.dialAt(w.addr, user, name)
+}
+
+func (w *world) dialAt(addr, user, name string) (*gossh.Client, error) {
+	client, err := gossh.Dial("tcp", addr, &gossh.ClientConfig{
 		User: name, Auth: []gossh.AuthMethod{gossh.PublicKeys(w.users[user])},
 		HostKeyCallback: gossh.InsecureIgnoreHostKey(), //nolint:gosec // it is ours
 		ClientVersion:   "SSH-2.0-OpenSSH_test",
@@ -212,6 +253,19 @@ func exec(t *testing.T, client *gossh.Client, line string) result {
 	var out, errs bytes.Buffer
 	session.Stdout, session.Stderr = &out, &errs
 	must(t, session.Start(line))
+	return wait(t, session, &out, &errs)
+}
+
+// shell runs a shell on a new channel of client, without a terminal, which
+// reads its commands from input.
+func shell(t *testing.T, client *gossh.Client, input string) result {
+	t.Helper()
+	session, err := client.NewSession()
+	must(t, err)
+	defer func() { _ = session.Close() }()
+	var out, errs bytes.Buffer
+	session.Stdin, session.Stdout, session.Stderr = strings.NewReader(input), &out, &errs
+	must(t, session.Shell())
 	return wait(t, session, &out, &errs)
 }
 
