@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/ds01/ds01/internal/fault"
 )
@@ -56,7 +57,8 @@ func HostKeys(dir string) ([]gossh.Signer, error) {
 }
 
 func readHostKey(path string) (gossh.Signer, error) {
-	f, err := os.Open(path) // #nosec G304 -- the administrator names the directory
+	// Without waiting: it may be a pipe that nobody writes to.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // #nosec G304 -- the administrator names the directory
 	if err != nil {
 		return nil, err
 	}

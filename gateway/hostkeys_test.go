@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/ds01/ds01/internal/fault"
 )
@@ -110,6 +111,7 @@ func TestHostKeysThatAreRefused(t *testing.T) {
 		"zeros":                 {file(make([]byte, len(whole)), 0o600), "is not a private key"},
 		"huge":                  {file(make([]byte, 1<<20), 0o600), "is not a private key"},
 		"public":                {file([]byte("ssh-ed25519 AAAA"), 0o600), "is not a private key"},
+		"pipe":                  {func(path string) error { return unix.Mkfifo(path, 0o600) }, "is not a file"},
 		"directory":             {func(path string) error { return os.Mkdir(path, 0o700) }, "is not a file"},
 		"link to open file": {func(path string) error {
 			return errors.Join(file(whole, 0o644)(path+".old"), os.Symlink(path+".old", path))

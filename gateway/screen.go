@@ -63,8 +63,8 @@ func (ch *channel) tell(err error) (exit int) {
 	return f.Exit
 }
 
-// maxShown is how much of a line is shown.
-const maxShown = 400
+// maxShown is how many bytes of a line are shown: who holds eight GPUs fits in.
+const maxShown = 1000
 
 // clean makes text safe to show in one line of a terminal: characters that
 // control it, or turn its direction, are shown as Go escapes them.

@@ -30,9 +30,9 @@ func TestClean(t *testing.T) {
 		"emoji \U0001f600":           `emoji \U0001f600`,
 		"not UTF-8 \xff\xc3":         `not UTF-8 \ufffd\ufffd`,
 		"a raw C1 \x9b31m":           `a raw C1 \ufffd31m`,
-		strings.Repeat("a", 400):     strings.Repeat("a", 400),
-		strings.Repeat("a", 401):     strings.Repeat("a", 400) + "...",
-		strings.Repeat("ä", 1e6):     strings.Repeat("ä", 200) + "...",
+		strings.Repeat("a", 1000):    strings.Repeat("a", 1000),
+		strings.Repeat("a", 1001):    strings.Repeat("a", 1000) + "...",
+		strings.Repeat("ä", 1e6):     strings.Repeat("ä", 500) + "...",
 	} {
 		got := clean(text)
 		if got != want {
