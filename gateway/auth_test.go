@@ -1,13 +1,18 @@
 package gateway
 
 import (
+	"bufio"
 	"crypto/rand"
 	"crypto/rsa"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/config"
 )
 
 // The library remembers the user name of the first attempt. Whoever offers
@@ -248,6 +253,44 @@ func TestAlgorithms(t *testing.T) {
 		if !slices.Equal(got, list) {
 			t.Errorf("list %d = %v; want %v", i, got, list)
 		}
+	}
+}
+
+// An OpenSSH that is offered AES-CTR takes it, and pays for a MAC.
+func TestCiphers(t *testing.T) {
+	site := config.Default().SSH.Ciphers
+	gcm := []string{gossh.CipherAES128GCM, gossh.CipherAES256GCM}
+	for _, c := range []struct {
+		version    string
+		site, want []string
+	}{
+		{"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3", site, gcm},
+		{"SSH-2.0-OpenSSH_for_Windows_9.5", site, gcm},
+		{"SSH-2.0-paramiko_2.12.0", site, site},
+		{"SSH-2.0-PuTTY_Release_0.78", site, site},
+		{"", site, site},
+		{"SSH-2.0-OpenSSH_9.2p1", append(slices.Clone(site), gossh.CipherChaCha20Poly1305), append(slices.Clone(gcm), gossh.CipherChaCha20Poly1305)},
+		{"SSH-2.0-OpenSSH_9.2p1", []string{gossh.CipherAES256CTR}, []string{gossh.CipherAES256CTR}},
+	} {
+		if got := ciphers(c.version, c.site); !slices.Equal(got, c.want) {
+			t.Errorf("%q of %v: %v; want %v", c.version, c.site, got, c.want)
+		}
+	}
+	if !slices.Equal(site, config.Default().SSH.Ciphers) {
+		t.Errorf("the site's list has changed: %v", site)
+	}
+}
+
+// Some clients wait for the server's version before they say theirs.
+func TestClientThatWaitsForTheVersion(t *testing.T) {
+	w := newWorld(t)
+	c, err := net.Dial("tcp", w.addr)
+	must(t, err)
+	defer func() { _ = c.Close() }()
+	must(t, c.SetDeadline(time.Now().Add(patience)))
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if line != serverVersion+"\r\n" || err != nil {
+		t.Errorf("version = %q, %v", line, err)
 	}
 }
 

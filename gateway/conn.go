@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,6 +42,8 @@ type conn struct {
 	raw    syscall.RawConn // nil if it is not a socket
 	ssh    ssh.Context     // the library's; ends when the connection does
 	began  time.Time
+
+	ahead []byte // read by hello and not by the library yet
 
 	ctx  context.Context // ends with the connection or before, for a reason
 	stop context.CancelCauseFunc
@@ -83,8 +87,38 @@ func newConn(s *Server, ctx ssh.Context, nc net.Conn, source netip.Prefix) *conn
 	return c
 }
 
+// helloTime is how long hello waits: nearly all clients speak at once.
+const helloTime = 200 * time.Millisecond
+
+// hello returns the client's version line (RFC 4253 §4.2) before the library
+// reads it, or "" if it does not come soon. It is called once, before any Read.
+func (c *conn) hello() string {
+	if err := c.Conn.SetReadDeadline(time.Now().Add(helloTime)); err != nil {
+		return ""
+	}
+	line := make([]byte, 0, 255)
+	for len(line) < cap(line) && !bytes.Contains(line, []byte("\n")) {
+		n, err := c.Read(line[len(line):cap(line)])
+		line = line[:len(line)+n]
+		if err != nil {
+			break
+		}
+	}
+	c.ahead = line
+	if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
+		return ""
+	}
+	version, _, _ := strings.Cut(string(line), "\n")
+	return strings.TrimSuffix(version, "\r")
+}
+
 // Read notes that the peer lives.
 func (c *conn) Read(b []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(b, c.ahead)
+		c.ahead = c.ahead[n:]
+		return n, nil
+	}
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.heard.Store(int64(time.Since(c.began)))

@@ -252,7 +252,9 @@ func (k keyed) Value(key any) any {
 func TestPanicInAuthentication(t *testing.T) {
 	w := newWorld(t)
 	log := &logBuffer{}
-	c := &conn{s: w.Server, ctx: t.Context(), log: slog.New(slog.NewTextHandler(log, nil)), authed: make(chan struct{})}
+	client, server := net.Pipe()
+	must(t, client.Close())
+	c := &conn{Conn: server, s: w.Server, ctx: t.Context(), log: slog.New(slog.NewTextHandler(log, nil)), authed: make(chan struct{})}
 	cfg := w.handshake(keyed{c: c})
 	if p, err := cfg.PublicKeyCallback(loginName("thesis"), panickingKey{}); err != errRefused || p != nil {
 		t.Errorf("offered: %v, %v; want it refused", p, err)

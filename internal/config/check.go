@@ -56,6 +56,10 @@ func (k *checker) must(ok bool, key, format string, args ...any) {
 	}
 }
 
+// ciphers are those that a site may allow: what the SSH library has, less what
+// is broken.
+var ciphers = append(Default().SSH.Ciphers, "chacha20-poly1305@openssh.com")
+
 // door checks what people connect to.
 func (k *checker) door(c *Config) {
 	_, port, err := net.SplitHostPort(c.Listen)
@@ -69,6 +73,11 @@ func (k *checker) door(c *Config) {
 	for i, pattern := range c.SSH.AcceptEnv {
 		k.must(envPattern.MatchString(pattern), item("ssh.accept_env", i),
 			"%s is not a variable's name; * and ? stand for any letters", quote(pattern))
+	}
+	k.must(len(c.SSH.Ciphers) > 0, "ssh.ciphers", "must name one at least")
+	for i, name := range c.SSH.Ciphers {
+		k.must(slices.Contains(ciphers, name), item("ssh.ciphers", i),
+			"%s is not a cipher that ds01 has; it has %s", quote(name), strings.Join(ciphers, ", "))
 	}
 	k.must(c.SSH.HandshakeTimeout > 0, "ssh.handshake_timeout", "must be more than 0")
 	k.must(c.SSH.KeepaliveEvery > 0, "ssh.keepalive_interval", "must be more than 0")

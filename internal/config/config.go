@@ -53,6 +53,7 @@ type UIDs struct {
 // SSH bounds what strangers and clients may do at the front door.
 type SSH struct {
 	AcceptEnv        []string `yaml:"accept_env"`         // patterns, as sshd's AcceptEnv
+	Ciphers          []string `yaml:"ciphers"`            // that may be used, by their names in the protocol
 	HandshakeTimeout Duration `yaml:"handshake_timeout"`  // from accept to authenticated
 	MaxStartups      int      `yaml:"max_startups"`       // unauthenticated connections at once
 	MaxPerSource     int      `yaml:"max_per_source"`     // … from one address
@@ -117,6 +118,7 @@ func Default() *Config {
 		UIDs:        UIDs{First: 200000, Last: 299999},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM"},
+			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
 			HandshakeTimeout: Duration(20 * time.Second),
 			MaxStartups:      100,
 			MaxPerSource:     20,

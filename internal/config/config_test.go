@@ -160,6 +160,8 @@ func TestProblems(t *testing.T) {
 		{"uids: { first: 0 }", `2: uids.first: must be 1 to`},
 		{"uids: { first: 300000 }", `2: uids.first: uids.first 300000 is more than uids.last 299999`},
 		{"uids:\n  first: 20\n  last: 10", `4: uids.last: uids.first 20 is more than uids.last 10`},
+		{"ssh: { ciphers: [] }", `2: ssh.ciphers: must name one at least`},
+		{"ssh: { ciphers: [aes128-cbc] }", `2: ssh.ciphers[0]: "aes128-cbc" is not a cipher that ds01 has; it has aes128-gcm@openssh.com, aes256-gcm@openssh.com, aes128-ctr, aes256-ctr, chacha20-poly1305@openssh.com`},
 		{"ssh: { accept_env: [A=B] }", `2: ssh.accept_env[0]: "A=B" is not a variable's name`},
 		{"ssh: { handshake_timeout: 0 }", `2: ssh.handshake_timeout: must be more than 0`},
 		{"ssh: { max_startups: 0 }", `2: ssh.max_startups: must be 1 or more`},
