@@ -13,7 +13,7 @@ tool := go tool -modfile=internal/tools/go.mod
 .PHONY: help build demo test bench bench-quick lint vuln install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/ds01 for the host, bin/ds01-agent for the containers
 	go build -o bin/ds01 ./cmd/ds01
