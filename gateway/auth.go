@@ -121,7 +121,7 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 // so it is not offered the former.
 func ciphers(version string, site []string) []string {
 	counter := func(name string) bool { return strings.HasSuffix(name, "-ctr") }
-	if strings.HasPrefix(version, "SSH-2.0-OpenSSH_") && slices.Contains(site, gossh.CipherAES128GCM) {
+	if isOpenSSH(version) && slices.Contains(site, gossh.CipherAES128GCM) {
 		return slices.DeleteFunc(slices.Clone(site), counter)
 	}
 	return site

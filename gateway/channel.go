@@ -107,7 +107,7 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 			return // the connection is gone
 		}
 		ch := newChannel(c, who, accepted)
-		ch.ours = isOpenSSH(sc.ClientVersion())
+		ch.ours = isOpenSSH(string(sc.ClientVersion()))
 		defer ch.work.Wait()
 		defer ch.cancel(errChannelClosed)
 		ch.requests(reqs)

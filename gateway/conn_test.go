@@ -149,12 +149,7 @@ func TestRevokedKeyEndsConnections(t *testing.T) {
 		client := w.dial("alice", "thesis")
 		tty := w.terminal(client, "")
 		tty.shows("ds01: thesis")
-		session, err := client.NewSession()
-		must(t, err)
-		out, errs := &logBuffer{}, &logBuffer{}
-		session.Stdout, session.Stderr = out, errs
-		must(t, session.Start("echo data; exec sleep 1000"))
-		eventually(t, "the command", func() bool { return out.String() == "data\n" })
+		session, out, errs := lasting(t, client)
 
 		must(t, revoke())
 		if r := wait(t, session, out, errs); r != (result{out: "data\n", errs: sayRevoked, exit: 5}) {
@@ -195,12 +190,7 @@ func TestRevokedKeyOpensNoChannel(t *testing.T) {
 	w := newWorld(t)
 	for _, name := range []string{"removed", "now bob's"} {
 		client := w.dial("alice", "thesis")
-		session, err := client.NewSession()
-		must(t, err)
-		out, errs := &logBuffer{}, &logBuffer{}
-		session.Stdout, session.Stderr = out, errs
-		must(t, session.Start("echo data; exec sleep 1000"))
-		eventually(t, "the command", func() bool { return out.String() == "data\n" })
+		session, out, errs := lasting(t, client)
 		must(t, w.Keys.RemoveKey(t.Context(), "alice", w.fingerprint("alice")))
 		if name == "now bob's" {
 			w.give("bob", "alice")

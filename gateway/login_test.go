@@ -373,12 +373,7 @@ func TestNoticeOfRetirement(t *testing.T) {
 	client := w.dial("alice", "thesis")
 	tty := w.terminal(client, "")
 	tty.shows("ds01: thesis started in")
-	session, err := client.NewSession()
-	must(t, err)
-	out, errs := &logBuffer{}, &logBuffer{}
-	session.Stdout, session.Stderr = out, errs
-	must(t, session.Start("echo data; exec sleep 1000"))
-	eventually(t, "the command", func() bool { return out.String() == "data\n" })
+	session, out, errs := lasting(t, client)
 
 	stop := make(chan struct{})
 	w.fake.SetHook(func(ctx context.Context, _ string, step sessions.StepName) error {

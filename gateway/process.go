@@ -313,4 +313,4 @@ func (ch *channel) control(proc sessions.Process, stop <-chan struct{}) {
 
 // isOpenSSH reports whether a client's version is OpenSSH's, other than those
 // that only claim to be compatible.
-func isOpenSSH(version []byte) bool { return strings.HasPrefix(string(version), "SSH-2.0-OpenSSH") }
+func isOpenSSH(version string) bool { return strings.HasPrefix(version, "SSH-2.0-OpenSSH") }

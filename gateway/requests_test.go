@@ -310,7 +310,7 @@ func TestIsOpenSSH(t *testing.T) {
 		"SSH-2.0-Go":                     false,
 		"":                               false,
 	} {
-		if got := isOpenSSH([]byte(version)); got != want {
+		if got := isOpenSSH(version); got != want {
 			t.Errorf("isOpenSSH(%q) = %v", version, got)
 		}
 	}

@@ -42,13 +42,8 @@ func TestShutdown(t *testing.T) {
 	}
 	var all []running
 	for _, client := range []*gossh.Client{client, w.dial("bob", "thesis"), w.dial("bob", "ds01")} {
-		session, err := client.NewSession()
-		must(t, err)
-		r := running{session, &logBuffer{}, &logBuffer{}}
-		session.Stdout, session.Stderr = r.out, r.errs
-		must(t, session.Start("echo data; exec sleep 1000"))
-		eventually(t, "the command", func() bool { return r.out.String() == "data\n" })
-		all = append(all, r)
+		session, out, errs := lasting(t, client)
+		all = append(all, running{session, out, errs})
 	}
 	stranger := w.dialRaw()
 

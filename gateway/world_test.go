@@ -256,6 +256,19 @@ func exec(t *testing.T, client *gossh.Client, line string) result {
 	return wait(t, session, &out, &errs)
 }
 
+// lasting starts a command on a new channel of client that writes "data" and
+// goes on, and returns once it has.
+func lasting(t *testing.T, client *gossh.Client) (session *gossh.Session, out, errs *logBuffer) {
+	t.Helper()
+	session, err := client.NewSession()
+	must(t, err)
+	out, errs = &logBuffer{}, &logBuffer{}
+	session.Stdout, session.Stderr = out, errs
+	must(t, session.Start("echo data; exec sleep 1000"))
+	eventually(t, "the command", func() bool { return out.String() == "data\n" })
+	return session, out, errs
+}
+
 // shell runs a shell on a new channel of client, without a terminal, which
 // reads its commands from input.
 func shell(t *testing.T, client *gossh.Client, input string) result {
