@@ -151,6 +151,7 @@ func TestPermissionMatrix(t *testing.T) {
 		"container retire": {"alice.thesis", 0, 0, 0, 4},
 		"gpu list":         {"", 0, 0, 0, 0},
 		"events":           {"", 0, 0, 0, 0},
+		"debug profile":    {"heap", 0, 0, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {
 		if _, covered := matrix[command]; !covered {

@@ -40,7 +40,7 @@ func (c *call) tree() *cobra.Command {
 		}
 	}
 	add(everybody, c.projects(), c.containers(), c.gpus(), c.keys(), c.events())
-	add(admins, c.users())
+	add(admins, c.users(), c.debug())
 	return root
 }
 
