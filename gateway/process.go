@@ -44,7 +44,7 @@ func (b *buffer) after(n int) []byte {
 		b.small, _ = smallBuffers.Get().(*[4 << 10]byte)
 	}
 	switch {
-	case n >= len(b.small) && b.large == nil:
+	case n >= len(b.small)/2 && b.large == nil:
 		b.large, _ = largeBuffers.Get().(*[32 << 10]byte)
 	case n < len(b.small)/4 && b.large != nil:
 		largeBuffers.Put(b.large)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ds01/ds01/internal/fdmsg"
@@ -94,8 +95,13 @@ func (c *Client) execPTY(ctx context.Context, req request) (*Process, error) {
 		a.close()
 		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
+	raw, err := master.SyscallConn()
+	if err != nil {
+		a.conn.Close()
+		return nil, errors.Join(err, master.Close())
+	}
 	p := &Process{conn: a.conn, done: make(chan struct{})}
-	p.terminal = &tty{master: master, path: path, ended: p.done}
+	p.terminal = &tty{master: master, raw: raw, path: path, ended: p.done}
 	return p, nil
 }
 
@@ -202,20 +208,26 @@ func (p *Process) Close() error {
 // A tty is both streams of a PTY: its master.
 type tty struct {
 	master *os.File
+	raw    syscall.RawConn // master's
 	path   string
 	ended  <-chan struct{} // closed when the command has, after a read deadline is set
 	after  atomic.Int64    // bytes read since
 }
 
+// flood is how many bytes at once mean that a terminal has more to show soon.
+const flood = 1 << 10
+
 // Read returns what the terminal shows, and io.EOF once the command has ended
-// and nothing is left.
+// and nothing is left. In a flood it returns as much as b holds and there is:
+// the kernel's terminals give less than 4 KiB a time, and every Read becomes a
+// packet that is encrypted, sent and shown.
 func (t *tty) Read(b []byte) (int, error) {
 	select {
 	case <-t.ended:
 		return t.drain(b)
 	default:
 	}
-	n, err := t.master.Read(b)
+	n, err := t.take(b, true)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		<-t.ended
@@ -226,30 +238,53 @@ func (t *tty) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// drain reads without waiting. The command was the terminal's session leader,
-// with whose end the kernel hangs the terminal up: what it had shown can be
-// read by now, and nothing is added. It does not say so by EIO, though, while
-// something in the background keeps the other side open.
-func (t *tty) drain(b []byte) (n int, err error) {
-	if t.after.Load() > afterBytes {
-		return 0, io.EOF
-	}
-	_ = t.master.SetReadDeadline(time.Time{})
-	rc, err := t.master.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
+// take reads until b is full or there is no more for now. It waits for the
+// first byte if told so, and else returns 0 and unix.EAGAIN.
+func (t *tty) take(b []byte, wait bool) (n int, err error) {
 	var readErr error
-	err = rc.Read(func(fd uintptr) bool {
-		for readErr = unix.EINTR; readErr == unix.EINTR; {
-			n, readErr = unix.Read(int(fd), b)
+	err = t.raw.Read(func(fd uintptr) bool {
+		for n < len(b) {
+			var m int
+			m, readErr = unix.Read(int(fd), b[n:])
+			switch {
+			case readErr == unix.EINTR:
+			case readErr == unix.EAGAIN && n == 0:
+				return !wait
+			case readErr != nil || m <= 0:
+				return true
+			default:
+				if n += m; n < flood {
+					return true
+				}
+			}
 		}
 		return true
 	})
 	switch {
-	case err != nil:
+	case n > 0: // an error comes again
+		return n, nil
+	case err == nil && readErr == nil:
+		err = io.EOF
+	case err == nil:
+		err = readErr
+	}
+	return 0, err
+}
+
+// drain reads without waiting. The command was the terminal's session leader,
+// with whose end the kernel hangs the terminal up: what it had shown can be
+// read by now, and nothing is added. It does not say so by EIO, though, while
+// something in the background keeps the other side open.
+func (t *tty) drain(b []byte) (int, error) {
+	if t.after.Load() > afterBytes {
+		return 0, io.EOF
+	}
+	_ = t.master.SetReadDeadline(time.Time{})
+	n, err := t.take(b, false)
+	switch {
+	case errors.Is(err, os.ErrClosed):
 		return 0, err
-	case readErr != nil || n <= 0:
+	case err != nil:
 		return 0, io.EOF
 	}
 	t.after.Add(int64(n))
