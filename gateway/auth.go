@@ -73,10 +73,12 @@ func identityOf(sc *gossh.ServerConn) (identity, error) {
 // authentication.
 func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	c := connOf(ctx)
+	offered := ciphers(c.hello(), s.Config().SSH.Ciphers)
+	c.sealed = !slices.ContainsFunc(offered, isCounter)
 	cfg := &gossh.ServerConfig{
 		Config: gossh.Config{
 			KeyExchanges: []string{gossh.KeyExchangeMLKEM768X25519, gossh.KeyExchangeCurve25519, gossh.KeyExchangeECDHP256},
-			Ciphers:      ciphers(c.hello(), s.Config().SSH.Ciphers),
+			Ciphers:      offered,
 			MACs:         []string{gossh.HMACSHA256ETM, gossh.HMACSHA512ETM, gossh.HMACSHA256, gossh.HMACSHA512},
 		},
 		// No ssh-rsa, which is RSA with SHA-1.
@@ -120,12 +122,15 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 // AES-CTR, with a MAC to pay for, before AES-GCM, and has had both since 6.2:
 // so it is not offered the former.
 func ciphers(version string, site []string) []string {
-	counter := func(name string) bool { return strings.HasSuffix(name, "-ctr") }
 	if isOpenSSH(version) && slices.Contains(site, gossh.CipherAES128GCM) {
-		return slices.DeleteFunc(slices.Clone(site), counter)
+		return slices.DeleteFunc(slices.Clone(site), isCounter)
 	}
 	return site
 }
+
+// isCounter reports whether a cipher needs a MAC beside it, being AES-CTR. All
+// others that there are seal packets by themselves.
+func isCounter(cipher string) bool { return strings.HasSuffix(cipher, "-ctr") }
 
 // who returns whose key this is. The answer does not depend on the login
 // name, so that a stranger learns nothing about which names exist.

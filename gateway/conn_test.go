@@ -235,3 +235,38 @@ func TestRevokedWhenTheStoreIsDown(t *testing.T) {
 		t.Errorf("an answer that nobody waits for: revoked, or logged %q", log)
 	}
 }
+
+// Whatever its size and cipher, a packet is sent whole and at once: also when
+// it is just as long as what the library's writer holds, 4096 bytes.
+func TestNoPacketIsHeldBack(t *testing.T) {
+	const chacha = "chacha20-poly1305@openssh.com"
+	w := newWorld(t, func(cfg *config.Config, _ *Server) { cfg.SSH.Ciphers = append(cfg.SSH.Ciphers, chacha) })
+	for _, c := range []struct{ version, cipher, mac string }{
+		{"SSH-2.0-OpenSSH_9.2", gossh.CipherAES128GCM, ""},
+		{"SSH-2.0-OpenSSH_9.2", chacha, ""},
+		{"SSH-2.0-PuTTY", gossh.CipherAES256CTR, gossh.HMACSHA256},
+		{"SSH-2.0-PuTTY", gossh.CipherAES256CTR, gossh.HMACSHA512ETM},
+	} {
+		t.Run(c.cipher+c.mac, func(t *testing.T) {
+			client, err := w.dialAt(w.addr, "alice", "thesis", func(cfg *gossh.ClientConfig) {
+				cfg.ClientVersion, cfg.Ciphers, cfg.MACs = c.version, []string{c.cipher}, []string{c.mac}
+			})
+			must(t, err)
+			session, err := client.NewSession()
+			must(t, err)
+			in, err := session.StdinPipe()
+			must(t, err)
+			out, err := session.StdoutPipe()
+			must(t, err)
+			must(t, session.Start("cat"))
+			sent, got := make([]byte, 4200), make([]byte, 4200)
+			for n := 3950; n <= len(sent); n++ {
+				_, err := in.Write(sent[:n])
+				must(t, err)
+				back := make(chan error, 1)
+				go func() { _, err := io.ReadFull(out, got[:n]); back <- err }()
+				must(t, receive(t, "the bytes", back))
+			}
+		})
+	}
+}

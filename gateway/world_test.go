@@ -220,13 +220,17 @@ func (w *world) tryDial(user, name string) (*gossh.Client, error) {
 	return w.dialAt(w.addr, user, name)
 }
 
-func (w *world) dialAt(addr, user, name string) (*gossh.Client, error) {
-	client, err := gossh.Dial("tcp", addr, &gossh.ClientConfig{
+func (w *world) dialAt(addr, user, name string, change ...func(*gossh.ClientConfig)) (*gossh.Client, error) {
+	cfg := &gossh.ClientConfig{
 		User: name, Auth: []gossh.AuthMethod{gossh.PublicKeys(w.users[user])},
 		HostKeyCallback: gossh.InsecureIgnoreHostKey(), //nolint:gosec // it is ours
 		ClientVersion:   "SSH-2.0-OpenSSH_test",
 		Timeout:         patience,
-	})
+	}
+	for _, f := range change {
+		f(cfg)
+	}
+	client, err := gossh.Dial("tcp", addr, cfg)
 	if err == nil {
 		w.t.Cleanup(func() { _ = client.Close() })
 	}
