@@ -71,6 +71,7 @@ func (r *rig) compare(ctx context.Context, match *regexp.Regexp, quick bool) err
 		}
 		for range rounds {
 			for _, t := range r.targets() {
+				time.Sleep(settle)
 				v, err := row.ask(ctx, r, t)
 				switch {
 				case errors.Is(err, errNotHere):
@@ -94,8 +95,9 @@ func (r *rig) compare(ctx context.Context, match *regexp.Regexp, quick bool) err
 	return nil
 }
 
-// settle is how long what has ended may take to be waited for, and so counted.
-const settle = 300 * time.Millisecond
+// settle is how long the processes of one login may take to be cleared away, so
+// that nobody's work is counted as the next one's, and everybody's own is.
+const settle = 150 * time.Millisecond
 
 // errNotHere is a question that makes no sense for a target.
 var errNotHere = errors.New("does not apply")
