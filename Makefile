@@ -39,11 +39,11 @@ test: ## unit tests and scenarios, with the race detector, on real Docker and ss
 	@echo 'go test -race -v ./internal/e2e (all of its log: .cache/e2e.log)'
 	@go test -race -timeout 30m -count 1 -v ./internal/e2e 2>&1 | tee .cache/e2e.log | $(verdicts)
 
-bench: build ## ds01 beside sshd and docker exec, as Markdown; 20 minutes, as root
+bench: build ## ds01 beside sshd and docker exec, as Markdown; 15 minutes, as root
 	@etc/bring-up
 	@go run ./internal/bench
 
-bench-quick: build ## the same with fewer rounds, in three minutes
+bench-quick: build ## the same with fewer rounds, in two minutes
 	@etc/bring-up
 	@go run ./internal/bench -quick
 

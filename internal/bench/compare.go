@@ -32,25 +32,25 @@ type row struct {
 }
 
 var rows = []row{
-	{name: "cold login and `true`", unit: millis, aim: "1.15", quick: 4, full: 20, ask: coldLogin},
-	{name: "warm login and `true`, ssh client", unit: millis, aim: "0.10, CPU 0.4", quick: 10, full: 40, per: 1, ask: warmLogin},
-	{name: "handshake and auth alone, Go client", unit: millis, aim: "0.08", quick: 10, full: 40, per: 1, ask: handshake},
-	{name: "login to shell prompt with PTY", unit: millis, aim: "0.15", quick: 6, full: 20, per: 1, ask: prompt},
-	{name: "`true` on an open connection", unit: millis, aim: "0.6", quick: 5, full: 15, per: trues, ask: openTrue},
-	{name: "keystroke echo through a PTY", unit: millis, aim: "1.1", quick: 5, full: 20, per: keystrokes, ask: echo},
-	{name: "PTY flood", unit: rate, aim: "1.5", quick: 3, full: 7, per: float64(floodSize) / (1 << 30), perGiB: true, ask: flood},
-	{name: "stdout of `ssh host cat`", unit: rate, aim: "1.7, CPU 1.05", quick: 3, full: 7, per: float64(blobSize) / (1 << 30), perGiB: true, ask: stdout},
-	{name: "stdin of `ssh host cat`", unit: rate, aim: "1.1, CPU 1.2", quick: 3, full: 7, per: float64(blobSize) / (1 << 30), perGiB: true, ask: stdin},
+	{name: "cold login and `true`", unit: millis, aim: "1.15", quick: 3, full: 20, ask: coldLogin},
+	{name: "warm login and `true`, ssh client", unit: millis, aim: "0.10, CPU 0.4", quick: 8, full: 40, per: 1, ask: warmLogin},
+	{name: "handshake and auth alone, Go client", unit: millis, aim: "0.08", quick: 8, full: 40, per: 1, ask: handshake},
+	{name: "login to shell prompt with PTY", unit: millis, aim: "0.15", quick: 4, full: 20, per: 1, ask: prompt},
+	{name: "`true` on an open connection", unit: millis, aim: "0.6", quick: 3, full: 15, per: trues, ask: openTrue},
+	{name: "keystroke echo through a PTY", unit: millis, aim: "1.1", quick: 4, full: 20, per: keystrokes, ask: echo},
+	{name: "PTY flood", unit: rate, aim: "1.5", quick: 2, full: 5, per: float64(floodSize) / (1 << 30), perGiB: true, ask: flood},
+	{name: "stdout of `ssh host cat`", unit: rate, aim: "1.7, CPU 1.05", quick: 2, full: 5, per: float64(blobSize) / (1 << 30), perGiB: true, ask: stdout},
+	{name: "stdin of `ssh host cat`", unit: rate, aim: "1.1, CPU 1.2", quick: 2, full: 5, per: float64(blobSize) / (1 << 30), perGiB: true, ask: stdin},
 	{name: "200 logins, 50 at a time", unit: seconds, aim: "0.3", full: 2, per: crowd, ask: logins},
-	{name: "memory of an idle PTY login", unit: mib, aim: "0.2 MiB", quick: 1, full: 1, ask: idleMemory},
+	{name: "memory of an idle PTY login", unit: mib, aim: "0.2 MiB", full: 1, ask: idleMemory},
 }
 
 const (
-	trues      = 20
+	trues      = 10
 	keystrokes = 100
-	floodSize  = 64 << 20
+	floodSize  = 32 << 20
 	crowd      = 200
-	idlers     = 50
+	idlers     = 25
 )
 
 // compare asks every row, round by round, each target in turn, and prints the
