@@ -12,6 +12,7 @@ import (
 	"github.com/gliderlabs/ssh"
 	gossh "golang.org/x/crypto/ssh"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 )
@@ -36,6 +37,7 @@ var (
 // says who the client is.
 const (
 	userField  = "ds01-user"
+	roleField  = "ds01-role"
 	loginField = "ds01-login"
 	keyField   = "ds01-key" // fingerprint
 )
@@ -46,8 +48,14 @@ type publicKeyField struct{}
 // An identity is who a client has proved to be, and the name it logged in by.
 type identity struct {
 	user  string
+	role  string // at login
 	login string // untrusted: any string
 	key   gossh.PublicKey
+}
+
+// forward is what who may forward.
+func (who identity) forward(cfg *config.Config) config.Forward {
+	return cfg.Policy(who.role, who.user).Forward
 }
 
 // identityOf reads what the finished handshake of sc has proved.
@@ -58,6 +66,7 @@ func identityOf(sc *gossh.ServerConn) (identity, error) {
 	key, _ := sc.Permissions.ExtraData[publicKeyField{}].(gossh.PublicKey)
 	who := identity{
 		user:  sc.Permissions.Extensions[userField],
+		role:  sc.Permissions.Extensions[roleField],
 		login: sc.Permissions.Extensions[loginField],
 		key:   key,
 	}
@@ -152,7 +161,7 @@ func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Pe
 	s.Keys.Used(key)
 	c.authenticate(user.Name, login, fingerprint)
 	return &gossh.Permissions{
-		Extensions: map[string]string{userField: user.Name, loginField: login, keyField: fingerprint},
+		Extensions: map[string]string{userField: user.Name, roleField: user.Role, loginField: login, keyField: fingerprint},
 		ExtraData:  map[any]any{publicKeyField{}: key},
 	}, nil
 }

@@ -20,6 +20,9 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
+// errTooMany is what a client hears that has maxChannels open.
+const errTooMany = "too many channels on this connection"
+
 // sayTime bounds the last words to a client that may not be reading.
 const sayTime = 250 * time.Millisecond
 
@@ -39,6 +42,7 @@ type channel struct {
 	conn *conn
 	who  identity
 	log  *slog.Logger
+	sc   *gossh.ServerConn
 	ours bool // the client is OpenSSH, which knows its own extensions
 
 	ctx    context.Context // ends with the channel or the connection, for a reason
@@ -51,6 +55,7 @@ type channel struct {
 	envBytes int
 	started  bool
 	pty      bool // cmd.PTY != nil; does not change after the start
+	agent    bool // the client's ssh-agent is wanted
 
 	// From the request loop, which never waits, to the command.
 	resize  chan sessions.Size // holds the newest size nobody has read
@@ -97,17 +102,18 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 		return
 	}
 	if !c.open() {
-		_ = nc.Reject(gossh.ResourceShortage, "too many channels on this connection")
+		_ = nc.Reject(gossh.ResourceShortage, errTooMany)
 		return
 	}
 	defer c.closed()
+	c.offerHostKeys(sc)
 	guard(c.log, func() {
 		accepted, reqs, err := nc.Accept()
 		if err != nil {
 			return // the connection is gone
 		}
 		ch := newChannel(c, who, accepted)
-		ch.ours = isOpenSSH(string(sc.ClientVersion()))
+		ch.sc, ch.ours = sc, isOpenSSH(string(sc.ClientVersion()))
 		defer ch.work.Wait()
 		defer ch.cancel(errChannelClosed)
 		ch.requests(reqs)
@@ -178,6 +184,13 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 		}
 		ch.cmd.Line, ch.started = line, true
 		return true
+	case "subsystem":
+		name, err := parseSubsystem(req.Payload)
+		if err != nil || ch.started || name != "sftp" || ch.who.login == ch.conn.s.Config().ControlName {
+			return false
+		}
+		ch.cmd.SFTP, ch.started = true, true
+		return true
 	case "window-change":
 		// At any time: clients send it between pty-req and shell, too.
 		size, err := parseSize(req.Payload)
@@ -204,8 +217,14 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 		return true
 	case "simple@putty.projects.tartarus.org":
 		return true
+	case "auth-agent-req@openssh.com", "auth-agent-req": // the second is what old drafts and some libraries say
+		if ch.started || !ch.who.forward(ch.conn.s.Config()).Agent {
+			return false
+		}
+		ch.agent = true
+		return true
 	default:
-		// No subsystems, agents or X11 yet. PuTTY measures windows with
+		// No X11 here. PuTTY measures windows with
 		// winadj@putty.projects.tartarus.org, and must be told no.
 		return false
 	}

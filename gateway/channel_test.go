@@ -269,7 +269,7 @@ func TestRequestsOfOtherKinds(t *testing.T) {
 	session, err := client.NewSession()
 	must(t, err)
 	for _, kind := range []string{
-		"winadj@putty.projects.tartarus.org", "keepalive@openssh.com", "xon-xoff", "x11-req", "auth-agent-req@openssh.com",
+		"winadj@putty.projects.tartarus.org", "keepalive@openssh.com", "xon-xoff", "x11-req",
 		"subsystem", "no-such-thing", "break", "pty-req", "window-change", "exec", "env",
 	} {
 		if ok, err := session.SendRequest(kind, true, []byte{0xff, 0xff, 0xff, 0xff}); ok || err != nil {
@@ -282,7 +282,7 @@ func TestRequestsOfOtherKinds(t *testing.T) {
 		}
 	}
 	for kind, reason := range map[string]gossh.RejectionReason{
-		"direct-tcpip": gossh.Prohibited, "tun@openssh.com": gossh.Prohibited, "x11": gossh.UnknownChannelType, "": gossh.UnknownChannelType,
+		"direct-tcpip": gossh.ConnectionFailed, "direct-streamlocal@openssh.com": gossh.ConnectionFailed, "tun@openssh.com": gossh.Prohibited, "x11": gossh.UnknownChannelType, "": gossh.UnknownChannelType,
 	} {
 		_, _, err := client.OpenChannel(kind, []byte("junk"))
 		if refused, ok := errors.AsType[*gossh.OpenChannelError](err); !ok || refused.Reason != reason {

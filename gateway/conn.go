@@ -53,6 +53,7 @@ type conn struct {
 
 	startup sync.Once     // gives back its place among the unauthenticated
 	closing sync.Once     // closes the socket
+	offered sync.Once     // tells the host keys
 	authed  chan struct{} // closed once the client has proved who it is
 	proved  atomic.Bool   // the same, for the hot path
 	heard   atomic.Int64  // when bytes last came, in nanoseconds after began
@@ -64,6 +65,7 @@ type conn struct {
 	lastTried string // login name of the last refused key; untrusted
 	held      *hold  // the last attachment, or nil
 	terminals map[*channel]struct{}
+	remotes   map[string]*remote
 
 	work sync.WaitGroup // channels and goroutines
 }

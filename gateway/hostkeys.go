@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,7 +14,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/gliderlabs/ssh"
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
@@ -129,4 +132,71 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// offerHostKeys tells a client once that knows what to do with it (OpenSSH's
+// UpdateHostKeys) all of the gateway's host keys, so that it learns a new one
+// from a gateway that it trusts (PROTOCOL §2.5).
+func (c *conn) offerHostKeys(sc *gossh.ServerConn) {
+	if !isOpenSSH(string(sc.ClientVersion())) {
+		return
+	}
+	c.offered.Do(func() {
+		var payload []byte
+		for _, key := range c.s.HostKeys {
+			payload = append(payload, gossh.Marshal(struct{ Blob []byte }{key.PublicKey().Marshal()})...)
+		}
+		_, _, _ = sc.SendRequest("hostkeys-00@openssh.com", false, payload) // who is gone need not know
+	})
+}
+
+// proveHostKeys answers hostkeys-prove-00@openssh.com: for each of the keys that
+// the client names, a signature that only their holder can make, or nothing if
+// one is not ours.
+func (s *Server) proveHostKeys(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok bool, payload []byte) {
+	c := connOf(ctx)
+	sc, _ := ctx.Value(ssh.ContextKeyConn).(*gossh.ServerConn) // the library has set it before any request
+	guard(c.log, func() { payload, ok = s.prove(sc, req.Payload) }, func() { _ = c.Close() })
+	return ok, payload
+}
+
+// prove signs for each key in request, at most once for each that there is.
+func (s *Server) prove(sc *gossh.ServerConn, request []byte) (signatures []byte, ok bool) {
+	for n := 0; len(request) > 0; n++ {
+		var next struct {
+			Blob []byte
+			Rest []byte `ssh:"rest"`
+		}
+		if err := gossh.Unmarshal(request, &next); err != nil || n == len(s.HostKeys) {
+			return nil, false
+		}
+		i := slices.IndexFunc(s.HostKeys, func(k gossh.Signer) bool { return bytes.Equal(k.PublicKey().Marshal(), next.Blob) })
+		if i < 0 {
+			return nil, false
+		}
+		sig, err := signHostProof(s.HostKeys[i], sc, gossh.Marshal(struct {
+			Name            string
+			SessionID, Blob []byte
+		}{"hostkeys-prove-00@openssh.com", sc.SessionID(), next.Blob}))
+		if err != nil {
+			return nil, false
+		}
+		signatures = append(signatures, gossh.Marshal(struct{ Sig []byte }{gossh.Marshal(sig)})...)
+		request = next.Rest
+	}
+	return signatures, len(signatures) > 0
+}
+
+// signHostProof signs data. For an RSA key the client wants the hash that was
+// negotiated for the key exchange if that was with an RSA key (clientloop.c).
+func signHostProof(key gossh.Signer, sc *gossh.ServerConn, data []byte) (*gossh.Signature, error) {
+	rsaKey, ok := key.(gossh.AlgorithmSigner)
+	if !ok || key.PublicKey().Type() != gossh.KeyAlgoRSA {
+		return key.Sign(rand.Reader, data)
+	}
+	algorithm := gossh.KeyAlgoRSASHA512
+	if c, ok := sc.Conn.(gossh.AlgorithmsConnMetadata); ok && c.Algorithms().HostKey == gossh.KeyAlgoRSASHA256 {
+		algorithm = gossh.KeyAlgoRSASHA256
+	}
+	return rsaKey.SignWithAlgorithm(rand.Reader, data, algorithm)
 }

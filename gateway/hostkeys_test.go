@@ -2,10 +2,14 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"fmt"
+	"net"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -148,5 +152,40 @@ func TestHostKeysThatAreRefused(t *testing.T) {
 	}
 	if _, err := HostKeys(filepath.Join(t.TempDir(), "nothing")); err == nil {
 		t.Error("a directory that does not exist is made")
+	}
+}
+
+// A client that trusts one host key learns the others, each proved.
+func TestHostKeysAreLearnt(t *testing.T) {
+	w := newWorld(t)
+	_, port, err := net.SplitHostPort(w.addr)
+	must(t, err)
+	for first, key := range map[string]gossh.Signer{"ssh-ed25519": w.HostKeys[0], "rsa-sha2-256": w.HostKeys[2], "rsa-sha2-512": w.HostKeys[2]} {
+		file := filepath.Join(t.TempDir(), "known_hosts")
+		must(t, os.WriteFile(file, fmt.Appendf(nil, "[127.0.0.1]:%s %s", port, gossh.MarshalAuthorizedKey(key.PublicKey())), 0o600))
+		// The command ends once the client has written what it has learnt.
+		script := fmt.Sprintf("until [ $(grep -c . %s) = 3 ]; do :; done", file)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		out, err := osexec.CommandContext(ctx, "ssh", "-F", "none", "-i", w.keyFile(0), "-p", port, "-o", "IdentitiesOnly=yes",
+			"-o", "UserKnownHostsFile="+file, "-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes", "-o", "HashKnownHosts=no",
+			"-o", "UpdateHostKeys=yes", "-o", "HostKeyAlgorithms="+first+",ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512", "thesis@127.0.0.1", script).CombinedOutput()
+		text, _ := os.ReadFile(file)
+		for _, kind := range []string{"ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"} {
+			if err != nil || !strings.Contains(string(text), " "+kind+" ") {
+				t.Errorf("who knew %s did not learn %s: %v: %s\n%s", first, kind, err, out, text)
+			}
+		}
+	}
+	client := w.dial("alice", "thesis")
+	stranger := newSigner(t, 99).PublicKey().Marshal()
+	ours := w.HostKeys[0].PublicKey().Marshal()
+	for name, payload := range map[string][]byte{
+		"none": nil, "another's": str(string(stranger)), "ours and another's": append(str(string(ours)), str(string(stranger))...),
+		"cut short": str(string(ours))[:20], "one four times": bytes.Repeat(str(string(ours)), 4),
+	} {
+		if ok, _, err := client.SendRequest("hostkeys-prove-00@openssh.com", true, payload); ok || err != nil {
+			t.Errorf("proof of %s: %v, %v", name, ok, err)
+		}
 	}
 }

@@ -68,6 +68,14 @@ func (b *buffer) release() {
 // run runs the channel's command in a's container and carries its streams.
 func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	ch.completeEnv()
+	if ch.agent {
+		path, err := ch.conn.authAgent(ch.sc, a, ch.pty)
+		if err != nil { // a login without an agent is better than none
+			ch.log.Warn("forward the ssh-agent", "err", err)
+		} else {
+			ch.cmd.Env = append(ch.cmd.Env, "SSH_AUTH_SOCK="+path)
+		}
+	}
 	ch.measure()
 	ctx, cancel := context.WithTimeout(ch.ctx, startTime)
 	proc, err := a.Container.Exec(ctx, ch.cmd)
@@ -259,21 +267,9 @@ func (ch *channel) feed(to io.WriteCloser) {
 		}
 		return // EOF is nothing to a terminal
 	}
-	var room buffer
-	defer room.release()
-	for n := 0; ; {
-		buf := room.after(n)
-		var err error
-		n, err = ch.Read(buf)
-		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			_ = to.Close()
-			return
-		}
+	if _, err := carry(to, ch); err == nil {
+		_ = to.Close()
+		return
 	}
 	if ch.ours {
 		_, _ = ch.SendRequest("eow@openssh.com", false, nil)

@@ -96,6 +96,15 @@ func parseCommand(payload []byte) (string, error) {
 	return m.Command, nil
 }
 
+// parseSubsystem reads subsystem (RFC 4254 §6.5).
+func parseSubsystem(payload []byte) (string, error) {
+	var m struct{ Name string }
+	if err := gossh.Unmarshal(payload, &m); err != nil {
+		return "", errPayload
+	}
+	return m.Name, nil
+}
+
 // signals are those that a client may send and an exit-signal may name
 // (RFC 4254 §6.10).
 var signals = []string{"ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM", "USR1", "USR2"}

@@ -80,9 +80,21 @@ func (s *Server) init() {
 			ConnCallback:         s.accept,
 			ServerConfigCallback: s.handshake,
 			// Global requests that nobody handles are refused at once, which is
-			// the right answer to keepalives and to everything else so far.
-			RequestHandlers: map[string]ssh.RequestHandler{},
-			ChannelHandlers: map[string]ssh.ChannelHandler{"session": s.session, "default": s.reject},
+			// the right answer to keepalives. no-more-sessions@openssh.com is
+			// among them: it may overtake the channel that it comes after.
+			RequestHandlers: map[string]ssh.RequestHandler{
+				"tcpip-forward":                          s.forward,
+				"cancel-tcpip-forward":                   s.forward,
+				"streamlocal-forward@openssh.com":        s.forward,
+				"cancel-streamlocal-forward@openssh.com": s.forward,
+				"hostkeys-prove-00@openssh.com":          s.proveHostKeys,
+			},
+			ChannelHandlers: map[string]ssh.ChannelHandler{
+				"session":                        s.session,
+				"direct-tcpip":                   s.directTCP,
+				"direct-streamlocal@openssh.com": s.directUnix,
+				"default":                        s.reject,
+			},
 		}
 	})
 }
@@ -165,12 +177,11 @@ func (s *Server) accept(ctx ssh.Context, nc net.Conn) net.Conn {
 
 // reject refuses channels of types that the gateway does not have.
 func (s *Server) reject(_ *ssh.Server, _ *gossh.ServerConn, nc gossh.NewChannel, _ ssh.Context) {
-	reason, message := gossh.UnknownChannelType, "unknown channel type"
-	switch nc.ChannelType() {
-	case "direct-tcpip", "direct-streamlocal@openssh.com", "tun@openssh.com":
-		reason, message = gossh.Prohibited, "forwarding is not available"
+	if nc.ChannelType() == "tun@openssh.com" {
+		_ = nc.Reject(gossh.Prohibited, "there are no tunnels here") // who is gone needs no answer
+		return
 	}
-	_ = nc.Reject(reason, message) // who is gone needs no answer
+	_ = nc.Reject(gossh.UnknownChannelType, "unknown channel type")
 }
 
 // guard runs f. A panic in it ends f and nothing else: it is logged, and

@@ -54,9 +54,18 @@ type Container interface {
 	Dial(ctx context.Context, network, address string) (net.Conn, error)
 
 	// Listen binds address ("host:port" for tcp, port 0 for any; a path for
-	// unix, which is made with mode 0600).
+	// unix, which is made with mode 0600). SSHAgent is unix at a path of the
+	// container's choice; address is "".
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 }
+
+// SSHAgent is the network for Container.Listen of a socket where programs in the
+// container ask the client's ssh-agent. Beside it is a link, AgentLink, to the
+// newest one that is open.
+const (
+	SSHAgent  = "ssh-agent"
+	AgentLink = "current"
+)
 
 // A Spec is everything a Runtime needs to know to make a session's container.
 type Spec struct {
@@ -123,6 +132,7 @@ type Death struct {
 type Command struct {
 	Args []string // program and arguments; nil for Line or the login shell
 	Line string   // if not "", run as SHELL -c LINE, verbatim, by the user's shell
+	SFTP bool     // instead of all these, an SFTP server on the three pipes
 	Env  []string // NAME=value, over the login environment
 	Dir  string   // "" is /workspace
 	PTY  *PTY     // nil for three pipes

@@ -1,11 +1,13 @@
 // Command ds01-agent is process 1 in every container: it opens terminals,
-// commands and sockets there for the gateway on the host. See internal/agent.
+// commands and sockets there for the gateway on the host. By other names it is
+// what a transfer needs that the image may lack. See internal/agent.
 package main
 
 import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/ds01/ds01/internal/agent"
@@ -23,6 +25,9 @@ func main() {
 }
 
 func run() error {
+	if filepath.Base(os.Args[0]) == agent.SFTPServer {
+		return agent.ServeSFTP(os.Stdin, os.Stdout)
+	}
 	config, err := agent.ReadConfig(agent.MountDir)
 	if err != nil {
 		return err

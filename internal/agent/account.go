@@ -55,6 +55,9 @@ func (s *Server) settle() *account {
 	if err := s.makeHome(); err != nil {
 		s.Log.Warn("make the home", "err", err)
 	}
+	if err := errors.Join(os.MkdirAll(s.agents, 0o700), os.Chown(s.agents, s.who.uid, s.who.gid)); err != nil {
+		s.Log.Warn("make the directory for ssh-agents", "err", err)
+	}
 	if err := s.asUser(s.linkPersistent); err != nil {
 		s.Log.Warn("link what is kept of the home", "err", err)
 	}

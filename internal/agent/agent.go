@@ -25,6 +25,15 @@ const (
 
 	socketName = "agent.sock"
 	configName = "config.json"
+	agentsDir  = "/.ds01/ssh" // of the sockets of SSHAgent
+)
+
+// SSHAgent is the network for Client.Listen of a socket where programs ask the
+// client's ssh-agent (draft-ietf-sshm-ssh-agent). The container picks its path,
+// in a directory that has a link called AgentLink to the newest.
+const (
+	SSHAgent  = "ssh-agent"
+	AgentLink = "current"
 )
 
 // A Config tells the agent whom the container is for.
@@ -85,6 +94,7 @@ func (c Config) check() error {
 type Command struct {
 	Args []string // program and arguments; nil for Line or the login shell
 	Line string   // if not "", run as SHELL -c LINE, verbatim, by the user's shell
+	SFTP bool     // instead of all these, the agent's own SFTP server
 	Env  []string // NAME=value, over the login environment
 	Dir  string   // "" is /workspace
 	PTY  *PTY     // nil for three pipes

@@ -131,6 +131,9 @@ func (s *Server) enterable(dir string) error {
 func (s *Server) program(cmd Command, env []string) (path string, argv []string, err error) {
 	shell, base := s.who.shell, filepath.Base(s.who.shell)
 	switch {
+	case cmd.SFTP:
+		path, err = os.Executable()
+		return path, []string{SFTPServer}, err
 	case len(cmd.Args) > 0:
 		path, err = s.lookPath(cmd.Args[0], getenv(env, "PATH"))
 		return path, cmd.Args, err

@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -45,6 +47,10 @@ func (s *Server) dial(conn *fdmsg.Conn, network, address string) {
 // bind listens at address as the user and hands the socket over. A unix
 // socket's file it removes when the gateway has closed conn.
 func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
+	forAgent := network == SSHAgent
+	if forAgent {
+		network, address = "unix", filepath.Join(s.agents, rand.Text())
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialWait)
 	defer cancel()
 	var f *os.File
@@ -61,6 +67,10 @@ func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 		return
 	}
 	if ok {
+		if forAgent {
+			s.offerAgent(address)
+			defer s.withdrawAgent(address)
+		}
 		var m control
 		_, _ = conn.Recv(&m, 0) // nothing comes but the end
 	}
@@ -70,6 +80,40 @@ func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 		}
 		return nil
 	})
+}
+
+// offerAgent has the link AgentLink lead to the ssh-agent's socket at path, the
+// newest there is. Programs that were started with an older one find it so.
+func (s *Server) offerAgent(path string) {
+	s.offering.Lock()
+	defer s.offering.Unlock()
+	s.offered = append(s.offered, path)
+	s.linkAgent()
+}
+
+// withdrawAgent has the link lead to the newest of the others, if any.
+func (s *Server) withdrawAgent(path string) {
+	s.offering.Lock()
+	defer s.offering.Unlock()
+	s.offered = slices.DeleteFunc(s.offered, func(other string) bool { return other == path })
+	s.linkAgent()
+}
+
+// linkAgent sets the link. The caller holds s.offering. The directory is the
+// user's: what they break there is theirs to miss.
+func (s *Server) linkAgent() {
+	link := filepath.Join(s.agents, AgentLink)
+	err := s.asUser(func() error {
+		if len(s.offered) == 0 {
+			return os.Remove(link)
+		}
+		next := link + ".next"
+		_ = os.Remove(next)
+		return errors.Join(os.Symlink(filepath.Base(s.offered[len(s.offered)-1]), next), os.Rename(next, link))
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.Log.Warn("link to the newest ssh-agent", "err", err)
+	}
 }
 
 // listen binds address and returns the socket, and for a unix one its file.

@@ -34,12 +34,19 @@ func init() {
 // TestMain is the tests, or an agent that one of them has started.
 func TestMain(m *testing.M) {
 	dir := os.Getenv("DS01_TEST_AGENT")
+	if os.Args[0] == SFTPServer {
+		if err := ServeSFTP(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir == "" {
-		os.Exit(m.Run())
+		os.Exit(runTests(m))
 	}
 	c, err := ReadConfig(dir)
 	if err == nil {
-		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), etc: filepath.Join(dir, "etc")}
+		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), etc: filepath.Join(dir, "etc"), agents: filepath.Join(dir, "ssh")}
 		err = s.Run()
 	}
 	if err != nil {
@@ -47,6 +54,23 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// testBinary is a copy of this program that every user may execute.
+var testBinary string
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "agent-test")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	testBinary = filepath.Join(dir, "agent")
+	program, err := os.ReadFile("/proc/self/exe")
+	if err := errors.Join(err, os.Chmod(dir, 0o755), os.WriteFile(testBinary, program, 0o755)); err != nil {
+		panic(err)
+	}
+	return m.Run()
 }
 
 // A testAgent is an agent in a process of its own, with its own /etc and the
@@ -84,7 +108,7 @@ func startAgent(t testing.TB, adjust ...func(*Config)) *testAgent {
 	must(t, WriteConfig(dir, c))
 
 	a := &testAgent{Client: NewClient(dir), dir: dir, done: make(chan struct{})}
-	a.cmd = exec.Command("/proc/self/exe")
+	a.cmd = exec.Command(testBinary)
 	a.cmd.Env = append(os.Environ(), "DS01_TEST_AGENT="+dir, "DS01_SECRET=1", "LD_AUDIT=/x", "NVIDIA_VISIBLE_DEVICES=void", "PATH=/usr/local/bin:/usr/bin:/bin")
 	a.cmd.Stderr = &a.log
 	must(t, a.cmd.Start())

@@ -58,6 +58,7 @@ type exited struct {
 type wireCommand struct {
 	Args [][]byte `json:",omitempty"`
 	Line []byte   `json:",omitempty"`
+	SFTP bool     `json:",omitempty"`
 	Env  [][]byte `json:",omitempty"`
 	Dir  []byte   `json:",omitempty"`
 	PTY  *PTY     `json:",omitempty"`
@@ -65,14 +66,14 @@ type wireCommand struct {
 
 func toWire(c Command) *wireCommand {
 	return &wireCommand{
-		Args: convert[string, []byte](c.Args), Line: []byte(c.Line),
+		Args: convert[string, []byte](c.Args), Line: []byte(c.Line), SFTP: c.SFTP,
 		Env: convert[string, []byte](c.Env), Dir: []byte(c.Dir), PTY: c.PTY,
 	}
 }
 
 func (w *wireCommand) command() Command {
 	return Command{
-		Args: convert[[]byte, string](w.Args), Line: string(w.Line),
+		Args: convert[[]byte, string](w.Args), Line: string(w.Line), SFTP: w.SFTP,
 		Env: convert[[]byte, string](w.Env), Dir: string(w.Dir), PTY: w.PTY,
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,11 +39,15 @@ type Server struct {
 	Log    *slog.Logger
 
 	etc      string // /etc, but for tests
+	agents   string // agentsDir, but for tests
 	who      *account
 	env      []string // the container's own environment, cleaned
 	reaper   reaper
 	slots    atomic.Int32
 	retiring atomic.Bool
+
+	offering sync.Mutex // guards what follows, and the link
+	offered  []string   // ssh-agents' sockets, the newest last
 }
 
 // Run sets the container up for its user, answers requests, reaps what its
@@ -68,6 +73,9 @@ func (s *Server) Run() error {
 	}
 	if s.etc == "" {
 		s.etc = "/etc"
+	}
+	if s.agents == "" {
+		s.agents = agentsDir
 	}
 	s.env = cleanEnviron(os.Environ())
 	s.who = s.settle()

@@ -78,6 +78,9 @@ func connectedSocket(f *os.File, network string) (net.Conn, error) {
 // network, as a net.Listener. It takes conn over, unless there is an error:
 // for a unix socket the agent removes its file when conn closes.
 func listeningSocket(f *os.File, network string, conn *fdmsg.Conn) (net.Listener, error) {
+	if network == SSHAgent {
+		network = "unix"
+	}
 	if err := checkSocket(f, network, true); err != nil {
 		return nil, err
 	}

@@ -73,6 +73,21 @@ type Limits struct {
 	MaxLifetime Duration `yaml:"max_lifetime"` // 0 is for ever
 	KeepMax     Duration `yaml:"keep_max"`     // 0 is that nobody may keep
 	StopGrace   Duration `yaml:"stop_grace"`   // from SIGTERM to SIGKILL
+	Forward     Forward  `yaml:"forward"`
+}
+
+// Forward says what may be forwarded through a connection.
+type Forward struct {
+	Local  bool `yaml:"local"`  // to what the container reaches: ssh -L, -D, -W, -J
+	Remote bool `yaml:"remote"` // from the container to what the client reaches: ssh -R
+	Agent  bool `yaml:"agent"`  // the client's ssh-agent: ssh -A
+}
+
+// ForwardOverlay is the part of Forward that a role's or user's entry sets.
+type ForwardOverlay struct {
+	Local  *bool `yaml:"local,omitempty"`
+	Remote *bool `yaml:"remote,omitempty"`
+	Agent  *bool `yaml:"agent,omitempty"`
 }
 
 // A Policy is what one user gets: limits for everybody, overridden key by key
@@ -87,19 +102,20 @@ type Policy struct {
 // it leaves out is nil, which is not the same as zero: idle_timeout: 0 means
 // never.
 type Overlay struct {
-	GPUs        *int      `yaml:"gpus,omitempty"`
-	Sessions    *int      `yaml:"sessions,omitempty"`
-	CPUs        *float64  `yaml:"cpus,omitempty"`
-	Memory      *Bytes    `yaml:"memory,omitempty"`
-	Shm         *Bytes    `yaml:"shm,omitempty"`
-	Pids        *int      `yaml:"pids,omitempty"`
-	NoFile      *int      `yaml:"nofile,omitempty"`
-	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
-	MaxLifetime *Duration `yaml:"max_lifetime,omitempty"`
-	KeepMax     *Duration `yaml:"keep_max,omitempty"`
-	StopGrace   *Duration `yaml:"stop_grace,omitempty"`
-	Image       *string   `yaml:"image,omitempty"`
-	Root        *bool     `yaml:"root,omitempty"`
+	GPUs        *int           `yaml:"gpus,omitempty"`
+	Sessions    *int           `yaml:"sessions,omitempty"`
+	CPUs        *float64       `yaml:"cpus,omitempty"`
+	Memory      *Bytes         `yaml:"memory,omitempty"`
+	Shm         *Bytes         `yaml:"shm,omitempty"`
+	Pids        *int           `yaml:"pids,omitempty"`
+	NoFile      *int           `yaml:"nofile,omitempty"`
+	IdleTimeout *Duration      `yaml:"idle_timeout,omitempty"`
+	MaxLifetime *Duration      `yaml:"max_lifetime,omitempty"`
+	KeepMax     *Duration      `yaml:"keep_max,omitempty"`
+	StopGrace   *Duration      `yaml:"stop_grace,omitempty"`
+	Forward     ForwardOverlay `yaml:"forward,omitempty"`
+	Image       *string        `yaml:"image,omitempty"`
+	Root        *bool          `yaml:"root,omitempty"`
 }
 
 // Default returns the settings of an empty ds01.yaml, each time a new one. It
@@ -136,6 +152,7 @@ func Default() *Config {
 			MaxLifetime: Duration(24 * time.Hour),
 			KeepMax:     Duration(72 * time.Hour),
 			StopGrace:   Duration(60 * time.Second),
+			Forward:     Forward{Local: true, Remote: true, Agent: true},
 		},
 		Roles: map[string]Overlay{},
 		Users: map[string]Overlay{},
@@ -164,6 +181,9 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.MaxLifetime, o.MaxLifetime)
 	override(&p.KeepMax, o.KeepMax)
 	override(&p.StopGrace, o.StopGrace)
+	override(&p.Forward.Local, o.Forward.Local)
+	override(&p.Forward.Remote, o.Forward.Remote)
+	override(&p.Forward.Agent, o.Forward.Agent)
 	override(&p.Image, o.Image)
 	override(&p.Root, o.Root)
 }

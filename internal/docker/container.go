@@ -13,7 +13,7 @@ import (
 type container struct{ agent *agent.Client }
 
 func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Process, error) {
-	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, Env: cmd.Env, Dir: cmd.Dir}
+	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, SFTP: cmd.SFTP, Env: cmd.Env, Dir: cmd.Dir}
 	if cmd.PTY != nil {
 		ask.PTY = &agent.PTY{Term: cmd.PTY.Term, Size: agent.Size(cmd.PTY.Size), Modes: cmd.PTY.Modes}
 	}

@@ -2,12 +2,15 @@ package sessionstest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -27,6 +30,9 @@ type box struct {
 	reason string
 	procs  map[*process]struct{}
 	empty  chan struct{} // closed when the last of procs ends, made by terminate
+
+	agents  string   // directory of ssh-agents' sockets, "" before the first
+	offered []string // the sockets' names, the newest last
 }
 
 func newBox(spec sessions.Spec) *box {
@@ -49,6 +55,9 @@ func (b *box) die(reason string) bool {
 	b.dead, b.reason = true, reason
 	for p := range b.procs {
 		p.kill(syscall.SIGKILL)
+	}
+	if b.agents != "" {
+		_ = os.RemoveAll(b.agents)
 	}
 	return true
 }
@@ -83,11 +92,56 @@ func (b *box) Listen(ctx context.Context, network, address string) (net.Listener
 	if !b.alive() {
 		return nil, errors.New("the container is gone")
 	}
+	if network == sessions.SSHAgent {
+		return b.listenAgent()
+	}
 	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if err == nil && network == "unix" {
 		err = os.Chmod(address, 0o600)
 	}
 	return l, err
+}
+
+func (b *box) listenAgent() (net.Listener, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.agents == "" {
+		dir, err := os.MkdirTemp("", "agents") // short, as sockets' paths must be
+		if err != nil {
+			return nil, err
+		}
+		b.agents = dir
+	}
+	l := &agentListener{b: b, name: rand.Text()}
+	var err error
+	if l.Listener, err = net.Listen("unix", filepath.Join(b.agents, l.name)); err != nil {
+		return nil, err
+	}
+	b.offered = append(b.offered, l.name)
+	return l, errors.Join(os.Chmod(l.Addr().String(), 0o600), b.linkAgent())
+}
+
+// linkAgent sets the link to the newest agent. The caller holds b.mu.
+func (b *box) linkAgent() error {
+	link := filepath.Join(b.agents, sessions.AgentLink)
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) || len(b.offered) == 0 {
+		return err
+	}
+	return os.Symlink(b.offered[len(b.offered)-1], link)
+}
+
+// An agentListener is an ssh-agent's socket.
+type agentListener struct {
+	net.Listener
+	b    *box
+	name string
+}
+
+func (l *agentListener) Close() error {
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	l.b.offered = slices.DeleteFunc(l.b.offered, func(name string) bool { return name == l.name })
+	return errors.Join(l.Listener.Close(), l.b.linkAgent())
 }
 
 // Exec implements sessions.Container.
@@ -98,6 +152,8 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 	args := c.Args
 	switch {
 	case args != nil:
+	case c.SFTP:
+		args = []string{"/usr/lib/openssh/sftp-server"}
 	case c.Line != "":
 		args = []string{"/bin/sh", "-c", c.Line}
 	default:

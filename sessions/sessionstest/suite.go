@@ -6,7 +6,6 @@ package sessionstest
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,6 +48,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"signal", signalProcess},
 		{"close hangs up", closeHangsUp},
 		{"dial and listen", dialListen},
+		{"ssh-agents", sshAgents},
 		{"open finds what is running", openRunning},
 		{"list tells the living from the dead", listStates},
 		{"stop twice, and of nothing", stopIdempotent},
@@ -291,41 +291,6 @@ func closeHangsUp(t *testing.T, s Subject) {
 		t.Errorf("Close: %v", err)
 	}
 	eventually(t, "the process got SIGHUP", func() bool { return exists(spec, "hungup") })
-}
-
-func dialListen(t *testing.T, s Subject) {
-	c := Launch(t, s.Runtime, Spec(t, s.Image))
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	l, err := c.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("Listen: %v", err)
-	}
-	t.Cleanup(func() { l.Close() })
-	dialled, err := c.Dial(ctx, "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatalf("Dial %s: %v", l.Addr(), err)
-	}
-	defer dialled.Close()
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatalf("Accept: %v", err)
-	}
-	for _, way := range []struct{ from, to net.Conn }{{dialled, accepted}, {accepted, dialled}} {
-		if _, err := way.from.Write([]byte("ping\n")); err != nil {
-			t.Fatalf("Write: %v", err)
-		}
-		readLine(t, way.to, "ping")
-	}
-	accepted.Close()
-	if got := readAll(t, dialled); got != "" {
-		t.Errorf("after the other side closed: %q", got)
-	}
-	l.Close()
-	if conn, err := c.Dial(ctx, "tcp", l.Addr().String()); err == nil {
-		conn.Close()
-		t.Error("Dial of a port that nobody listens on succeeded")
-	}
 }
 
 func openRunning(t *testing.T, s Subject) {

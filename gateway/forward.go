@@ -1,0 +1,183 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net"
+	"strconv"
+	"sync"
+
+	"github.com/gliderlabs/ssh"
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// Forwards. Every address is the container's, reached there as the project's
+// user; nothing here is ever dialled or bound on the host.
+
+// errNotProject is a forward asked of the control login, which has no container.
+var errNotProject = fault.New(fault.ExitUsage, "", "log in to a project to forward something")
+
+// directTCP is the payload of direct-tcpip and, with the container's address
+// first, of forwarded-tcpip (RFC 4254 §7.2).
+type directTCP struct {
+	Host       string
+	Port       uint32
+	OriginHost string
+	OriginPort uint32
+}
+
+// directUnix is the payload of direct-streamlocal@openssh.com (PROTOCOL §2.4).
+type directUnix struct {
+	Path     string
+	Reserved string
+	Unused   uint32
+}
+
+// directTCP opens a channel to a port that the container reaches: ssh -L, -D,
+// -W and -J.
+func (s *Server) directTCP(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context) {
+	var m directTCP
+	if err := gossh.Unmarshal(nc.ExtraData(), &m); err != nil || m.Port > math.MaxUint16 {
+		_ = nc.Reject(gossh.ConnectionFailed, "malformed request") // who is gone needs no answer, here and below
+		return
+	}
+	s.direct(sc, nc, ctx, "tcp", net.JoinHostPort(m.Host, strconv.FormatUint(uint64(m.Port), 10)))
+}
+
+// directUnix opens a channel to a socket in the container.
+func (s *Server) directUnix(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context) {
+	var m directUnix
+	if err := gossh.Unmarshal(nc.ExtraData(), &m); err != nil {
+		_ = nc.Reject(gossh.ConnectionFailed, "malformed request")
+		return
+	}
+	s.direct(sc, nc, ctx, "unix", m.Path)
+}
+
+// direct dials address in the container, waits for its launch if need be, and
+// connects the channel with it. The client hears that the channel is open once
+// the other end is.
+func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context, network, address string) {
+	c := connOf(ctx)
+	if !c.open() {
+		_ = nc.Reject(gossh.ResourceShortage, errTooMany)
+		return
+	}
+	defer c.closed()
+	guard(c.log, func() {
+		a, err := c.reach(c.ctx, sc, func(f config.Forward) bool { return f.Local })
+		if err != nil {
+			reason := gossh.ConnectionFailed
+			if errors.Is(err, errForbidden) || errors.Is(err, errNotProject) {
+				reason = gossh.Prohibited
+			}
+			_ = nc.Reject(reason, fault.For(err).Say)
+			return
+		}
+		far, err := a.Container.Dial(c.ctx, network, address)
+		if err != nil {
+			c.log.Debug("forward", "err", err)
+			_ = nc.Reject(gossh.ConnectionFailed, "connect failed: "+clean(err.Error()))
+			return
+		}
+		ch, reqs, err := nc.Accept()
+		if err != nil {
+			_ = far.Close()
+			return // the connection is gone
+		}
+		c.join(sc, ch, reqs, far)
+	}, func() { _ = c.Close() })
+}
+
+// errForbidden is a forward that the role of who asks does not have.
+var errForbidden = fault.New(fault.ExitDenied, "ask your administrator", "your role may not forward this")
+
+// reach returns the attachment to the session that the connection's login name
+// means, if what allowed picks from the role's rights says so. It waits for a
+// launch until ctx ends.
+func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(config.Forward) bool) (*sessions.Attachment, error) {
+	who, err := identityOf(sc)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case c.s.revoked(ctx, who, c.log): // a connection may be days old
+		c.stop(errRevoked)
+		return nil, errRevoked
+	case who.login == c.s.Config().ControlName:
+		return nil, errNotProject
+	case !allowed(who.forward(c.s.Config())):
+		return nil, errForbidden
+	}
+	p, err := c.s.Sessions.Find(ctx, who.user, who.login)
+	if err != nil {
+		return nil, err
+	}
+	h := c.hold(p)
+	select {
+	case <-h.done:
+		return h.att, h.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// join carries bytes between a channel and a connection of the container's, each
+// way until its own end, and closes both. The end of one way is the end of that
+// way alone: who has sent all may still read.
+func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.Request, far net.Conn) {
+	end := func() { _ = far.Close(); _ = ch.Close() } // either may be closed already
+	defer context.AfterFunc(c.ctx, end)()
+	var work sync.WaitGroup
+	sent := make(chan struct{})
+	work.Go(func() {
+		gossh.DiscardRequests(reqs)
+		<-sent
+		_ = far.Close() // the client has closed the channel: nobody reads any more
+	})
+	work.Go(func() {
+		defer close(sent)
+		if _, err := carry(far, ch); err != nil { // they read no more
+			if isOpenSSH(string(sc.ClientVersion())) {
+				_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+			}
+			_, _ = io.Copy(io.Discard, ch) // the client's window must not fill up, or its end would never come
+		}
+		if half, ok := far.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite() // it may be closed already
+		}
+	})
+	if readErr, writeErr := carry(ch, far); readErr == nil && writeErr == nil {
+		_ = ch.CloseWrite()
+		<-sent
+	}
+	end()
+	work.Wait()
+}
+
+// carry copies until from's end, and returns what else stopped it.
+func carry(to io.Writer, from io.Reader) (readErr, writeErr error) {
+	var room buffer
+	defer room.release()
+	for n := 0; ; {
+		buf := room.after(n)
+		n, readErr = from.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case errors.Is(readErr, io.EOF):
+			return nil, nil
+		case readErr != nil:
+			return readErr, nil
+		}
+	}
+}

@@ -1,0 +1,344 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
+)
+
+// SFTPServer is the name by which ds01-agent is an SFTP server, in a process of
+// its own: what the kernel lets its user do, it does.
+const SFTPServer = "sftp-server"
+
+// Packets of SFTP version 3 (draft-ietf-secsh-filexfer-02 §3).
+const (
+	fxpStatus        = 101
+	fxpName          = 104
+	fxpExtended      = 200
+	fxpExtendedReply = 201
+
+	maxSFTPPacket = 256 << 10 // bytes after the length, as OpenSSH's and the library's
+	maxSFTPData   = maxSFTPPacket - 1024
+	maxExtension  = 64 << 10 // bytes of a request that is answered here
+)
+
+// extensions are the requests of OpenSSH's (PROTOCOL §4) that the library
+// lacks and that are answered here. copy-data, which would need the library's
+// handles, and users-groups-by-id@openssh.com are not among them.
+var extensions = map[string]func(args []byte) ([]byte, error){
+	"limits@openssh.com":      sftpLimits,
+	"fsync@openssh.com":       sftpSync,
+	"lsetstat@openssh.com":    sftpLsetstat,
+	"expand-path@openssh.com": sftpExpand,
+	"home-directory":          sftpHome,
+}
+
+// ServeSFTP serves SFTP version 3 on the two streams until the first ends.
+// Relative paths start in the working directory.
+func ServeSFTP(in io.Reader, out io.WriteCloser) error {
+	// No WithServerWorkingDirectory: it would make symbolic links' relative
+	// targets absolute.
+	s, err := sftp.NewServer(&extended{in: in, out: out}, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
+	if err != nil {
+		return err
+	}
+	err = s.Serve()
+	if errors.Is(err, io.ErrUnexpectedEOF) { // a client that is gone
+		err = nil
+	}
+	return err
+}
+
+// An extended is the streams between a client and the library's server. Requests
+// for the extensions above it takes out and answers itself; the answers go
+// between the server's.
+type extended struct {
+	in  io.Reader
+	out io.WriteCloser
+
+	left   int    // bytes of the packet being read that the server is still to get
+	header []byte // of that packet, as far as it has been read and not passed on
+
+	mu      sync.Mutex // held from the first to the last byte of a packet written
+	writing int        // bytes left of the packet that the server writes
+	begun   []byte     // its first bytes, until there are enough of them to tell its length
+	greeted bool       // the server has sent its version
+}
+
+// Read passes on what is meant for the server.
+func (e *extended) Read(b []byte) (int, error) {
+	for len(e.header) == 0 && e.left == 0 {
+		if err := e.next(); err != nil {
+			return 0, err
+		}
+	}
+	if len(e.header) > 0 {
+		n := copy(b, e.header)
+		e.header = e.header[n:]
+		return n, nil
+	}
+	n, err := e.in.Read(b[:min(len(b), e.left)])
+	e.left -= n
+	return n, err
+}
+
+// next reads the beginning of a packet, and all of one that is answered here.
+func (e *extended) next() error {
+	header := make([]byte, 5)
+	if _, err := io.ReadFull(e.in, header); err != nil {
+		return err
+	}
+	length := binary.BigEndian.Uint32(header)
+	e.header, e.left = header, int(length)-1
+	if length < 1 || length > maxSFTPPacket {
+		e.left = 0 // the server refuses it, having read its length
+		return nil
+	}
+	if header[4] != fxpExtended || length > maxExtension {
+		return nil
+	}
+	body := make([]byte, length-1)
+	if _, err := io.ReadFull(e.in, body); err != nil {
+		return err
+	}
+	id, rest, ok := cutUint32(body)
+	name, args, ok2 := cutString(rest)
+	if answer := extensions[name]; ok && ok2 && answer != nil {
+		e.header, e.left = nil, 0
+		return e.answer(id, answer, args)
+	}
+	e.header, e.left = append(header, body...), 0
+	return nil
+}
+
+func (e *extended) answer(id uint32, f func([]byte) ([]byte, error), args []byte) error {
+	reply, err := f(args)
+	if err != nil {
+		reply = sftpStatus(err)
+	}
+	packet := binary.BigEndian.AppendUint32(nil, uint32(len(reply)+4))
+	packet = append(packet, reply[0])
+	packet = binary.BigEndian.AppendUint32(packet, id)
+	packet = append(packet, reply[1:]...)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, err = e.out.Write(packet)
+	return err
+}
+
+// Write passes on what the server writes, one call at a time, in pieces of
+// packets; its first packet, with the extensions added.
+func (e *extended) Write(b []byte) (int, error) {
+	if !e.greeted {
+		return len(b), e.greet(b)
+	}
+	for rest := b; len(rest) > 0; {
+		if e.writing == 0 {
+			if len(e.begun) == 0 {
+				e.mu.Lock()
+			}
+			n := min(4-len(e.begun), len(rest))
+			e.begun = append(e.begun, rest[:n]...)
+			rest = rest[n:]
+			if len(e.begun) == 4 {
+				e.writing = int(binary.BigEndian.Uint32(e.begun))
+			}
+			continue
+		}
+		n := min(e.writing, len(rest))
+		packet := rest[:n]
+		if len(e.begun) > 0 {
+			packet = append(e.begun, packet...)
+			e.begun = nil
+		}
+		_, err := e.out.Write(packet)
+		e.writing -= n
+		if rest = rest[n:]; e.writing == 0 || err != nil {
+			e.mu.Unlock()
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
+
+// greet adds the extensions to SSH_FXP_VERSION, once all of it has come.
+func (e *extended) greet(b []byte) error {
+	e.begun = append(e.begun, b...)
+	if len(e.begun) < 4 || len(e.begun) < 4+int(binary.BigEndian.Uint32(e.begun)) {
+		return nil
+	}
+	packet := e.begun
+	for name := range extensions {
+		packet = appendString(appendString(packet, name), "1")
+	}
+	binary.BigEndian.PutUint32(packet, uint32(len(packet)-4))
+	e.begun, e.greeted = nil, true
+	_, err := e.out.Write(packet)
+	return err
+}
+
+// Close ends the client's connection.
+func (e *extended) Close() error { return e.out.Close() }
+
+func sftpLimits([]byte) ([]byte, error) {
+	reply := []byte{fxpExtendedReply}
+	for _, n := range []uint64{maxSFTPPacket, maxSFTPData, maxSFTPData, 0} { // 0: as many handles as there are
+		reply = binary.BigEndian.AppendUint64(reply, n)
+	}
+	return reply, nil
+}
+
+// sftpSync writes to disk every file that this process has open: the handle's is
+// among them.
+func sftpSync([]byte) ([]byte, error) {
+	dir, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range dir {
+		fd, err := strconv.Atoi(entry.Name())
+		var st unix.Stat_t
+		if err != nil || unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		if err := unix.Fsync(fd); err != nil {
+			return nil, err
+		}
+	}
+	return sftpStatus(nil), nil
+}
+
+// Attributes that lsetstat may set (draft-ietf-secsh-filexfer-02 §5).
+const (
+	attrOwner = 1 << 1
+	attrMode  = 1 << 2
+	attrTimes = 1 << 3
+)
+
+// sftpLsetstat is setstat for a symbolic link itself.
+func sftpLsetstat(args []byte) ([]byte, error) {
+	path, rest, ok := cutString(args)
+	flags, rest, ok2 := cutUint32(rest)
+	if !ok || !ok2 || flags&^(attrOwner|attrMode|attrTimes) != 0 {
+		return nil, unix.EINVAL
+	}
+	field := func() (n uint32) {
+		n, rest, ok2 = cutUint32(rest)
+		ok = ok && ok2
+		return n
+	}
+	var err error
+	if flags&attrOwner != 0 {
+		uid, gid := field(), field()
+		err = errors.Join(err, os.Lchown(path, int(uid), int(gid)))
+	}
+	if flags&attrMode != 0 {
+		err = errors.Join(err, unix.Fchmodat(unix.AT_FDCWD, path, field()&0o7777, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	if flags&attrTimes != 0 {
+		access, modified := unix.Timespec{Sec: int64(field())}, unix.Timespec{Sec: int64(field())}
+		err = errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{access, modified}, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	if !ok {
+		return nil, unix.EINVAL
+	}
+	return sftpStatus(nil), err
+}
+
+// sftpExpand is realpath with ~ and ~user as a shell has them.
+func sftpExpand(args []byte) ([]byte, error) {
+	path, _, ok := cutString(args)
+	if !ok {
+		return nil, unix.EINVAL
+	}
+	if rest, tilde := strings.CutPrefix(path, "~"); tilde {
+		name, below, _ := strings.Cut(rest, "/")
+		home, err := homeOf(name)
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(home, below)
+	}
+	path, err := filepath.Abs(path)
+	return sftpName(path), err
+}
+
+// sftpHome is the home directory of a user by name, of one's own for "".
+func sftpHome(args []byte) ([]byte, error) {
+	name, _, ok := cutString(args)
+	if !ok {
+		return nil, unix.EINVAL
+	}
+	home, err := homeOf(name)
+	return sftpName(home), err
+}
+
+func homeOf(name string) (string, error) {
+	if home := os.Getenv("HOME"); name == "" && home != "" {
+		return home, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", fs.ErrNotExist
+	}
+	return u.HomeDir, nil
+}
+
+// sftpName is an SSH_FXP_NAME of one path, without its id.
+func sftpName(path string) []byte {
+	reply := binary.BigEndian.AppendUint32([]byte{fxpName}, 1)
+	reply = appendString(appendString(reply, path), path)
+	return binary.BigEndian.AppendUint32(reply, 0) // no attributes
+}
+
+// sftpStatus is an SSH_FXP_STATUS without its id.
+func sftpStatus(err error) []byte {
+	const ok, noSuchFile, permissionDenied, failure = 0, 2, 3, 4
+	code, text := uint32(ok), "Success"
+	switch {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist):
+		code, text = noSuchFile, "No such file"
+	case errors.Is(err, fs.ErrPermission):
+		code, text = permissionDenied, "Permission denied"
+	default:
+		code, text = failure, "Failure"
+		if no, is := errors.AsType[syscall.Errno](err); is {
+			text = no.Error()
+		}
+	}
+	reply := binary.BigEndian.AppendUint32([]byte{fxpStatus}, code)
+	return appendString(appendString(reply, text), "")
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+}
+
+func cutUint32(b []byte) (n uint32, rest []byte, ok bool) {
+	if len(b) < 4 {
+		return 0, nil, false
+	}
+	return binary.BigEndian.Uint32(b), b[4:], true
+}
+
+func cutString(b []byte) (s string, rest []byte, ok bool) {
+	n, rest, ok := cutUint32(b)
+	if !ok || uint64(n) > uint64(len(rest)) {
+		return "", nil, false
+	}
+	return string(rest[:n]), rest[n:], true
+}

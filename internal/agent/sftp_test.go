@@ -1,0 +1,247 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// An sftpClient speaks to the agent's SFTP server in packets.
+type sftpClient struct {
+	t *testing.T
+	p *Process
+}
+
+func startSFTP(t *testing.T, a *testAgent) (c *sftpClient, extensions []string) {
+	t.Helper()
+	p, err := a.Exec(t.Context(), Command{SFTP: true, Dir: filepath.Join(a.dir, "home")})
+	must(t, err)
+	t.Cleanup(func() { p.Close() })
+	c = &sftpClient{t, p}
+	c.send([]byte{1, 0, 0, 0, 3}) // SSH_FXP_INIT
+	kind, body := c.recv()
+	if kind != 2 || binary.BigEndian.Uint32(body) != 3 {
+		t.Fatalf("version packet %d %q", kind, body)
+	}
+	for body = body[4:]; len(body) > 0; {
+		var name string
+		name, body, _ = cutString(body)
+		_, body, _ = cutString(body)
+		extensions = append(extensions, name)
+	}
+	return c, extensions
+}
+
+func (c *sftpClient) send(packet []byte) {
+	c.t.Helper()
+	_, err := c.p.Stdin().Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(packet))), packet...))
+	must(c.t, err)
+}
+
+func (c *sftpClient) recv() (kind byte, body []byte) {
+	c.t.Helper()
+	type packet []byte
+	got := make(chan packet, 1)
+	go func() {
+		var length [4]byte
+		if _, err := io.ReadFull(c.p.Stdout(), length[:]); err != nil {
+			close(got)
+			return
+		}
+		b := make(packet, binary.BigEndian.Uint32(length[:]))
+		_, _ = io.ReadFull(c.p.Stdout(), b)
+		got <- b
+	}()
+	select {
+	case b, ok := <-got:
+		if !ok {
+			c.t.Fatal("the server has ended")
+		}
+		return b[0], b[1:]
+	case <-time.After(20 * time.Second):
+		c.t.Fatal("no answer")
+	}
+	return 0, nil
+}
+
+// ask sends a packet of kind with id 7, and returns the answer to it.
+func (c *sftpClient) ask(kind byte, fields ...string) (byte, []byte) {
+	c.t.Helper()
+	packet := []byte{kind, 0, 0, 0, 7}
+	for _, f := range fields {
+		packet = appendString(packet, f)
+	}
+	c.send(packet)
+	return c.answer()
+}
+
+func (c *sftpClient) answer() (byte, []byte) {
+	c.t.Helper()
+	kind, body := c.recv()
+	if id, rest, ok := cutUint32(body); !ok || id != 7 {
+		c.t.Fatalf("answer %d to %d", kind, id)
+	} else {
+		body = rest
+	}
+	return kind, body
+}
+
+func (c *sftpClient) extended(name string, fields ...string) (byte, []byte) {
+	c.t.Helper()
+	return c.ask(fxpExtended, append([]string{name}, fields...)...)
+}
+
+// status is the code of an SSH_FXP_STATUS, or -1 for another packet.
+func status(kind byte, body []byte) int {
+	if kind != fxpStatus {
+		return -1
+	}
+	return int(binary.BigEndian.Uint32(body))
+}
+
+// name is the path of an SSH_FXP_NAME.
+func name(kind byte, body []byte) string {
+	if kind != fxpName {
+		return ""
+	}
+	s, _, _ := cutString(body[4:])
+	return s
+}
+
+func TestSFTPExtensions(t *testing.T) {
+	a := startAgent(t)
+	c, offered := startSFTP(t, a)
+	for _, want := range []string{
+		"posix-rename@openssh.com", "statvfs@openssh.com", "hardlink@openssh.com", "limits@openssh.com",
+		"fsync@openssh.com", "lsetstat@openssh.com", "expand-path@openssh.com", "home-directory",
+	} {
+		if !slices.Contains(offered, want) {
+			t.Errorf("%s is not offered, but %v", want, offered)
+		}
+	}
+	kind, body := c.extended("limits@openssh.com")
+	if want := []byte("\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x03\xfc\x00\x00\x00\x00\x00\x00\x03\xfc\x00\x00\x00\x00\x00\x00\x00\x00\x00"); kind != fxpExtendedReply || !bytes.Equal(body, want) {
+		t.Errorf("limits: %d %x", kind, body)
+	}
+	home := filepath.Join(a.dir, "home")
+	for _, q := range []struct{ extension, path, want string }{
+		{"expand-path@openssh.com", "~/a b", home + "/a b"},
+		{"expand-path@openssh.com", "~", home},
+		{"expand-path@openssh.com", "x/../y", home + "/y"},
+		{"expand-path@openssh.com", "~root/x", "/root/x"},
+		{"home-directory", "", home},
+		{"home-directory", "root", "/root"},
+	} {
+		if got := name(c.extended(q.extension, q.path)); got != q.want {
+			t.Errorf("%s %q is %q; want %q", q.extension, q.path, got, q.want)
+		}
+	}
+	if got := status(c.extended("expand-path@openssh.com", "~nobody-of-that-name")); got != 2 {
+		t.Errorf("~ of nobody: status %d; want no such file", got)
+	}
+	if got := status(c.extended("copy-data", "1")); got != 8 {
+		t.Errorf("an extension that is not there: status %d; want unsupported", got)
+	}
+	if got := status(c.extended("fsync@openssh.com", "1")); got != 0 {
+		t.Errorf("fsync: status %d", got)
+	}
+
+	must(t, os.Symlink("nowhere", filepath.Join(home, "link")))
+	must(t, os.Lchown(filepath.Join(home, "link"), testUID, testGID))
+	times := appendString(appendString([]byte{fxpExtended, 0, 0, 0, 7}, "lsetstat@openssh.com"), "link")
+	c.send(append(times, 0, 0, 0, attrTimes, 0, 0, 0, 1, 0, 0, 0, 2))
+	if got := status(c.answer()); got != 0 {
+		t.Errorf("lsetstat: status %d", got)
+	}
+	if fi, err := os.Lstat(filepath.Join(home, "link")); err != nil || fi.ModTime().Unix() != 2 {
+		t.Errorf("the link's time: %v, %v", fi.ModTime(), err)
+	}
+	for _, cut := range [][]byte{times[:len(times)-2], append(times, 0, 0, 0), append(times, 0, 0, 0, attrTimes, 0, 0), append(times, 0, 0, 0, 1)} {
+		c.send(cut)
+		if got := status(c.answer()); got != 4 {
+			t.Errorf("lsetstat %q: status %d; want failure", cut, got)
+		}
+	}
+	// A relative link stays one.
+	if got := status(c.ask(20, "target/file", "made")); got != 0 {
+		t.Errorf("symlink: status %d", got)
+	}
+	if to, err := os.Readlink(filepath.Join(home, "made")); err != nil || to != "target/file" {
+		t.Errorf("the link leads to %q, %v", to, err)
+	}
+}
+
+// Answers of both kinds come whole, however they overtake each other.
+func TestSFTPAnswersAreWhole(t *testing.T) {
+	a := startAgent(t)
+	c, _ := startSFTP(t, a)
+	file := filepath.Join(a.dir, "home/file")
+	data := []byte(strings.Repeat("all work and no play ", 20000))[:maxSFTPData]
+	must(t, os.WriteFile(file, data, 0o644))
+	c.send(append(appendString([]byte{3, 0, 0, 0, 7}, file), 0, 0, 0, 1, 0, 0, 0, 0)) // open for reading
+	_, handle := c.answer()
+	h, _, _ := cutString(handle)
+	read := binary.BigEndian.AppendUint32(append(appendString([]byte{5, 0, 0, 0, 7}, h), 0, 0, 0, 0, 0, 0, 0, 0), maxSFTPData)
+	limits := appendString([]byte{fxpExtended, 0, 0, 0, 7}, "limits@openssh.com")
+	const rounds = 40
+	go func() {
+		for range rounds {
+			c.send(read)
+			c.send(limits)
+		}
+	}()
+	got := map[byte]int{}
+	for range 2 * rounds {
+		kind, body := c.answer()
+		got[kind]++
+		switch kind {
+		case 103: // SSH_FXP_DATA
+			if text, _, _ := cutString(body); text != string(data) {
+				t.Fatalf("%d bytes of data, or others", len(text))
+			}
+		case fxpExtendedReply:
+			if len(body) != 32 {
+				t.Fatalf("limits: %x", body)
+			}
+		}
+	}
+	if got[103] != rounds || got[fxpExtendedReply] != rounds {
+		t.Errorf("answers by kind: %v", got)
+	}
+}
+
+// Packets that no client sends end the server, and soon.
+func TestSFTPHostile(t *testing.T) {
+	a := startAgent(t)
+	for what, bytes := range map[string]string{
+		"no length": "\x00\x00\x00\x00", "2 GiB": "\x7f\xff\xff\xff\x05", "4 GiB": "\xff\xff\xff\xff\xc8",
+		"extended, 4 GiB": "\xff\xff\xff\xff\xc8\x00\x00\x00\x07", "unknown kind": "\x00\x00\x00\x05\xfe\x00\x00\x00\x07",
+	} {
+		c, _ := startSFTP(t, a)
+		_, err := io.WriteString(c.p.Stdin(), bytes)
+		must(t, err)
+		c.p.Stdin().Close()
+		done := make(chan struct{})
+		go func() { defer close(done); _, _ = c.p.Wait() }()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: the server goes on", what)
+		}
+	}
+	// Odd extended requests get an answer, and the server goes on.
+	c, _ := startSFTP(t, a)
+	c.send([]byte{fxpExtended, 0, 0, 0, 7, 0, 0, 0, 0})
+	if got := status(c.answer()); got != 8 {
+		t.Errorf("an extension without a name: status %d; want unsupported", got)
+	}
+	if got := status(c.extended("expand-path@openssh.com")); got != 4 {
+		t.Errorf("expand-path of nothing: status %d; want failure", got)
+	}
+}

@@ -1,0 +1,97 @@
+package sessionstest
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"github.com/ds01/ds01/sessions"
+)
+
+func dialListen(t *testing.T, s Subject) {
+	c := Launch(t, s.Runtime, Spec(t, s.Image))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	l, err := c.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("Listen: %v", err)
+	}
+	t.Cleanup(func() { l.Close() })
+	dialled, err := c.Dial(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatalf("Dial %s: %v", l.Addr(), err)
+	}
+	defer dialled.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatalf("Accept: %v", err)
+	}
+	for _, way := range []struct{ from, to net.Conn }{{dialled, accepted}, {accepted, dialled}} {
+		if _, err := way.from.Write([]byte("ping\n")); err != nil {
+			t.Fatalf("Write: %v", err)
+		}
+		readLine(t, way.to, "ping")
+	}
+	accepted.Close()
+	if got := readAll(t, dialled); got != "" {
+		t.Errorf("after the other side closed: %q", got)
+	}
+	l.Close()
+	if conn, err := c.Dial(ctx, "tcp", l.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("Dial of a port that nobody listens on succeeded")
+	}
+}
+
+// sshAgents wants a socket of its own for each agent, and the link to lead to
+// the newest that is there.
+func sshAgents(t *testing.T, s Subject) {
+	c := Launch(t, s.Runtime, Spec(t, s.Image))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	listen := func(answer string) (net.Listener, string) {
+		l, err := c.Listen(ctx, sessions.SSHAgent, "")
+		if err != nil {
+			t.Fatalf("Listen: %v", err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Write([]byte(answer + "\n"))
+				conn.Close()
+			}
+		}()
+		return l, l.Addr().String()
+	}
+	ask := func(path string) string {
+		conn, err := c.Dial(ctx, "unix", path)
+		if err != nil {
+			return "nobody"
+		}
+		defer conn.Close()
+		return readAll(t, conn)
+	}
+	older, first := listen("older")
+	newer, second := listen("newer")
+	link := filepath.Join(filepath.Dir(first), sessions.AgentLink)
+	for path, want := range map[string]string{first: "older\n", second: "newer\n", link: "newer\n"} {
+		if got := ask(path); got != want {
+			t.Errorf("%s answers %q; want %q", path, got, want)
+		}
+	}
+	if mode, _, exit := Output(t, c, "stat -c %a "+first); exit.Code != 0 || mode != "600\n" {
+		t.Errorf("the socket's mode is %q; want 600 (%+v)", mode, exit)
+	}
+	newer.Close()
+	eventually(t, "the link leads to the older one", func() bool { return ask(link) == "older\n" })
+	older.Close()
+	eventually(t, "the link is gone", func() bool {
+		_, _, exit := Output(t, c, "test -L "+link+" || test -e "+first)
+		return exit.Code == 1
+	})
+}
