@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -25,8 +26,13 @@ func main() {
 }
 
 func run() error {
-	if filepath.Base(os.Args[0]) == agent.SFTPServer {
+	switch filepath.Base(os.Args[0]) {
+	case agent.SFTPServer:
 		return agent.ServeSFTP(os.Stdin, os.Stdout)
+	case agent.SCP:
+		os.Exit(agent.ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	case agent.Rsync:
+		return errors.New("this image has no rsync; add it there (apt-get install rsync), or use scp or sftp, which need nothing")
 	}
 	config, err := agent.ReadConfig(agent.MountDir)
 	if err != nil {

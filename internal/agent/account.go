@@ -58,6 +58,9 @@ func (s *Server) settle() *account {
 	if err := errors.Join(os.MkdirAll(s.agents, 0o700), os.Chown(s.agents, s.who.uid, s.who.gid)); err != nil {
 		s.Log.Warn("make the directory for ssh-agents", "err", err)
 	}
+	if err := s.makeTools(); err != nil {
+		s.Log.Warn("make what the image may lack", "err", err)
+	}
 	if err := s.asUser(s.linkPersistent); err != nil {
 		s.Log.Warn("link what is kept of the home", "err", err)
 	}
@@ -282,6 +285,22 @@ func link(path, target string) error {
 	}
 	_ = unix.Rmdir(path) // fails unless it is an empty directory
 	return os.Symlink(target, path)
+}
+
+// makeTools links the agent by its other names. They are the last in the PATH, so
+// that the image's own programs are found before.
+func (s *Server) makeTools() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	err = os.MkdirAll(s.tools, 0o755)
+	for _, name := range []string{SCP, Rsync} {
+		if e := os.Symlink(self, filepath.Join(s.tools, name)); !errors.Is(e, os.ErrExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // writeProfile has login shells keep the image's PATH, which Debian's

@@ -157,7 +157,7 @@ func TestAdopt(t *testing.T) {
 func TestProfile(t *testing.T) {
 	a := startAgent(t)
 	dir := filepath.Join(a.dir, "etc/profile.d")
-	if got, want := read(t, dir+"/00-ds01.sh"), "PATH='/usr/local/bin:/usr/bin:/bin'\nexport PATH\n"; !strings.HasSuffix(got, want) {
+	if got, want := read(t, dir+"/00-ds01.sh"), "PATH='/usr/local/bin:/usr/bin:/bin:"+a.dir+"/bin'\nexport PATH\n"; !strings.HasSuffix(got, want) {
 		t.Errorf("the agent wrote %q; want %q", got, want)
 	}
 	must(t, writeProfile(dir, `/a b:/it's:$(touch x)`))

@@ -26,6 +26,7 @@ const (
 	socketName = "agent.sock"
 	configName = "config.json"
 	agentsDir  = "/.ds01/ssh" // of the sockets of SSHAgent
+	toolsDir   = "/.ds01/bin" // of what the image may lack, the last in the PATH
 )
 
 // SSHAgent is the network for Client.Listen of a socket where programs ask the

@@ -175,9 +175,6 @@ func executable(path string) bool {
 // command's own, each over the one before.
 func (s *Server) environ(cmd Command, t *terminal) []string {
 	env := slices.Clone(s.env)
-	if getenv(env, "PATH") == "" {
-		env = setenv(env, "PATH", defaultPath)
-	}
 	env = setenv(env, "HOME", s.who.home)
 	env = setenv(env, "USER", s.who.name)
 	env = setenv(env, "LOGNAME", s.who.name)

@@ -76,7 +76,7 @@ func TestExecEnvironment(t *testing.T) {
 	}
 	want := map[string]string{
 		"HOME": a.dir + "/home", "USER": "ada", "LOGNAME": "ada", "SHELL": "/bin/bash",
-		"PATH": "/usr/local/bin:/usr/bin:/bin", "NVIDIA_VISIBLE_DEVICES": "void",
+		"PATH": "/usr/local/bin:/usr/bin:/bin:" + a.dir + "/bin", "NVIDIA_VISIBLE_DEVICES": "void",
 	}
 	for name, value := range want {
 		if env[name] != value {

@@ -34,19 +34,22 @@ func init() {
 // TestMain is the tests, or an agent that one of them has started.
 func TestMain(m *testing.M) {
 	dir := os.Getenv("DS01_TEST_AGENT")
-	if os.Args[0] == SFTPServer {
+	switch os.Args[0] {
+	case SFTPServer:
 		if err := ServeSFTP(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
+	case SCP:
+		os.Exit(ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	if dir == "" {
 		os.Exit(runTests(m))
 	}
 	c, err := ReadConfig(dir)
 	if err == nil {
-		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), etc: filepath.Join(dir, "etc"), agents: filepath.Join(dir, "ssh")}
+		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), etc: filepath.Join(dir, "etc"), agents: filepath.Join(dir, "ssh"), tools: filepath.Join(dir, "bin")}
 		err = s.Run()
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,7 @@ type Server struct {
 
 	etc      string // /etc, but for tests
 	agents   string // agentsDir, but for tests
+	tools    string // toolsDir, but for tests
 	who      *account
 	env      []string // the container's own environment, cleaned
 	reaper   reaper
@@ -77,7 +79,11 @@ func (s *Server) Run() error {
 	if s.agents == "" {
 		s.agents = agentsDir
 	}
+	if s.tools == "" {
+		s.tools = toolsDir
+	}
 	s.env = cleanEnviron(os.Environ())
+	s.env = setenv(s.env, "PATH", cmp.Or(getenv(s.env, "PATH"), defaultPath)+":"+s.tools)
 	s.who = s.settle()
 
 	l, err := s.listen()
