@@ -33,7 +33,7 @@ verdicts = awk '/^=== / {t = $$3; next} \
 	{said[t] = said[t] $$0 "\n"}'
 
 test: ## unit tests and scenarios, with the race detector, on real Docker and ssh
-	@etc/bring-up
+	@etc/bring-up clients
 	@mkdir -p .cache
 	go test -race -timeout 10m $$(go list ./... | grep -v /internal/e2e)
 	@echo 'go test -race -v ./internal/e2e (all of its log: .cache/e2e.log)'

@@ -93,6 +93,7 @@ func newRequest(spec sessions.Spec, h host) request {
 			"max-size": "100k", "max-file": "1", "compress": "false",
 		}},
 		Resources: resources(spec, h),
+		Sysctls:   sysctls(h),
 	}
 	if spec.Root {
 		// Docker's default set, for apt and its like, save what could listen
@@ -156,6 +157,15 @@ func mounts(spec sessions.Spec, h host) []mount.Mount {
 		m = append(m, bind(spec.Home, homeMount, false))
 	}
 	return m
+}
+
+// sysctls gives localhost its second address: the engine takes IPv6 away from
+// containers on networks without it, and ::1 with it, though /etc/hosts has it.
+func sysctls(h host) map[string]string {
+	if !h.Exists("/proc/sys/net/ipv6/conf/lo") { // not in the kernel
+		return nil
+	}
+	return map[string]string{"net.ipv6.conf.lo.disable_ipv6": "0"}
 }
 
 // resources returns the limits of the create call.

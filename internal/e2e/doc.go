@@ -18,6 +18,7 @@
 //	containers N                there are N containers of this scenario's gateways, running or not
 //	term …                      a terminal on a person's desk; see term_test.go
 //	disk DIR SIZE               mount a small disk at DIR
+//	image SCRIPT                make an image of the base image by running SCRIPT in it; $IMAGE is its name
 //	engine start|stop|kill      an engine of the scenario's own; see docker_test.go
 //
 // and these programs: `sql QUERY` prints rows of the gateway's database, and

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -202,4 +203,24 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("mount", "-t", "tmpfs", "-o", "mode=0755,size="+args[1], "ds01-e2e", dir))
 	w := worldOf(ts)
 	w.mounts = append(w.mounts, dir)
+}
+
+// cmdImage makes an image of the base image by running a script in it as root,
+// and sets $IMAGE to its name: image SCRIPT
+func cmdImage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: image SCRIPT")
+	}
+	w := worldOf(ts)
+	name := strings.ToLower("ds01-e2e/" + filepath.Base(w.run))
+	id, err := w.docker("run", "-d", baseImage, "sh", "-c", args[0])
+	ts.Check(err)
+	id = strings.TrimSpace(id)
+	_, err = w.docker("wait", id)
+	ts.Check(err)
+	_, err = w.docker("commit", id, name)
+	_, rmErr := w.docker("rm", id)
+	ts.Check(errors.Join(err, rmErr))
+	w.images = append(w.images, name)
+	ts.Setenv("IMAGE", name)
 }

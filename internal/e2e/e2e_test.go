@@ -69,7 +69,7 @@ func prepare(dir string) error {
 	if out, err := exec.CommandContext(ctx, "docker", "image", "inspect", "-f", "{{.Id}}", baseImage).CombinedOutput(); err != nil {
 		return fmt.Errorf("docker has no image %s: %w\n%s", baseImage, err, out)
 	}
-	for _, tool := range []string{"ssh", "ssh-keygen", "tmux"} {
+	for _, tool := range []string{"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err
 		}
@@ -105,6 +105,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"term":       cmdTerm,
 	"engine":     cmdEngine,
 	"disk":       cmdDisk,
+	"image":      cmdImage,
 }
 
 // TestScenarios runs every story in testdata.

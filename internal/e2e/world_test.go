@@ -30,6 +30,7 @@ type world struct {
 	terms    int               // tmux servers that were started
 	grumbles bool              // the gateway may log errors
 	mounts   []string          // small disks
+	images   []string          // that image has made
 }
 
 type worldKey struct{}
@@ -82,12 +83,17 @@ func setup(env *testscript.Env) error {
 // writeClient puts an ssh first in the PATH that is the system's own with
 // the scenario's configuration, so that stories read as people type.
 func writeClient(work string) error {
-	ssh, err := exec.LookPath("ssh")
-	if err != nil {
-		return err
+	for _, name := range []string{"ssh", "scp", "sftp", "sshfs"} {
+		program, err := exec.LookPath(name)
+		if err != nil {
+			return err
+		}
+		wrapper := fmt.Sprintf("#!/bin/sh\nexec %s -F %s/ssh_config \"$@\"\n", program, work)
+		if err := os.WriteFile(filepath.Join(work, "bin", name), []byte(wrapper), 0o755); err != nil {
+			return err
+		}
 	}
-	wrapper := fmt.Sprintf("#!/bin/sh\nexec %s -F %s/ssh_config \"$@\"\n", ssh, work)
-	return os.WriteFile(filepath.Join(work, "bin", "ssh"), []byte(wrapper), 0o755)
+	return nil
 }
 
 // configure adds settings and writes ds01.yaml.
@@ -134,6 +140,11 @@ func (w *world) end() {
 	}
 	if err := w.removeContainers(); err != nil {
 		w.tb.Errorf("remove what the scenario left: %v", err)
+	}
+	for _, name := range w.images {
+		if _, err := w.docker("rmi", name); err != nil {
+			w.tb.Error(err)
+		}
 	}
 	if w.engine != nil {
 		w.engine.stop(w.tb)
@@ -219,6 +230,7 @@ func cmdGateway(ts *testscript.TestScript, neg bool, args []string) {
 		addr := w.start(ts)
 		_, port, _ := strings.Cut(addr, ":")
 		ts.Setenv("DS01_ADDR", addr)
+		ts.Setenv("PORT", port)
 		ts.Check(os.WriteFile(w.work+"/ssh_config", []byte(clientConfig(w.work, port)), 0o600))
 		return
 	}
