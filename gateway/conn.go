@@ -64,6 +64,7 @@ type conn struct {
 	channels  int
 	lastTried string // login name of the last refused key; untrusted
 	held      *hold  // the last attachment, or nil
+	files     *hold  // the same to a files session
 	terminals map[*channel]struct{}
 	remotes   map[string]*remote
 
@@ -289,8 +290,8 @@ func (c *conn) closed() {
 	c.work.Done()
 }
 
-// A hold is the connection's one attachment to its session, or the wait for
-// it. All its channels share it.
+// A hold is the connection's attachment to a session, or the wait for it. All
+// its channels share it.
 type hold struct {
 	project int64
 	done    chan struct{} // closed once att or err is set
@@ -303,30 +304,41 @@ type hold struct {
 }
 
 // hold returns the connection's attachment to p's session, and begins one if
-// there is none that is of use.
-func (c *conn) hold(p sessions.Project) *hold {
+// there is none that is of use. For a transfer a files session will do.
+func (c *conn) hold(p sessions.Project, transfer bool) *hold {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held != nil && c.held.project == p.ID && !c.held.spent() {
-		return c.held
+	for _, h := range []*hold{c.held, c.files} {
+		if h == nil || h.project != p.ID || h.spent() {
+			continue
+		}
+		if transfer || h == c.held || h.isDone() && !h.att.Session.Files {
+			return h
+		}
 	}
 	h := &hold{project: p.ID, done: make(chan struct{}), moved: make(chan struct{})}
-	c.held = h
+	attach := c.s.Sessions.Attach
+	if transfer {
+		c.files, attach = h, c.s.Sessions.AttachFiles
+	} else {
+		c.held = h
+	}
 	if c.ended {
 		h.err = context.Cause(c.ctx)
 		close(h.done)
 		return h
 	}
 	c.work.Go(func() {
-		guard(c.log, func() { c.attach(h, p) }, func() { c.stop(errInside) })
+		guard(c.log, func() { c.attach(h, p, attach) }, func() { c.stop(errInside) })
 	})
 	return h
 }
 
 // attach holds the session until the connection or the session ends. With ctx
 // the hold ends, too, but not a launch that others may wait for.
-func (c *conn) attach(h *hold, p sessions.Project) {
-	h.att, h.err = c.s.Sessions.Attach(c.ctx, p, h.progress)
+func (c *conn) attach(h *hold, p sessions.Project,
+	attach func(context.Context, sessions.Project, func(sessions.Step)) (*sessions.Attachment, error)) {
+	h.att, h.err = attach(c.ctx, p, h.progress)
 	close(h.done)
 	if h.err != nil {
 		return

@@ -119,7 +119,7 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 	if err != nil {
 		return nil, err
 	}
-	h := c.hold(p)
+	h := c.hold(p, false)
 	select {
 	case <-h.done:
 		return h.att, h.err

@@ -159,7 +159,7 @@ func (ch *channel) keep(b []byte) {
 // attach returns the connection's hold on p's session, and shows a person how
 // it comes about. Ctrl-C leaves; the launch goes on for whoever comes next.
 func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
-	h := ch.conn.hold(p)
+	h := ch.conn.hold(p, isTransfer(ch.cmd))
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()

@@ -54,6 +54,9 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	if account, err := m.Account(ctx, r.ref.Owner); err == nil {
 		limits = account.Policy.Limits
 	}
+	if r.files {
+		limits = filesLimits(limits)
+	}
 	var container Container
 	reason, e := r.reason, ending{}
 	switch {
@@ -78,7 +81,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref}, r.state)
+	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref}, r.files, r.state)
 	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
 	for _, l := range leases {
 		d := devices[l.GPU]

@@ -26,13 +26,23 @@ const reasonTime = 5 * time.Second
 // returns. If ctx ends, the launch goes on for the others. While the last
 // session is retiring, Attach waits for its end and then launches the next.
 func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
+	return m.attach(ctx, p, false, step)
+}
+
+// AttachFiles is Attach for who only moves files: without a session of p's it
+// launches a files session.
+func (m *Manager) AttachFiles(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
+	return m.attach(ctx, p, true, step)
+}
+
+func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(Step)) (*Attachment, error) {
 	began := time.Now()
 	if step == nil {
 		step = func(Step) {}
 	}
 	for {
 		a := &Attachment{notices: make(chan string, 8)}
-		s, w, err := m.join(p, a)
+		s, w, err := m.join(p, files, a)
 		switch {
 		case err != nil:
 			return nil, err
@@ -60,17 +70,20 @@ func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Atta
 
 // join gives a a hold on p's session: at once, or with a waiter for the
 // launch. Without either the session is retiring.
-func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
+func (m *Manager) join(p Project, files bool, a *Attachment) (*life, *waiter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.byProject[p.ID]
+	s := m.bySlot[slot{p.ID, false}]
+	if files && (s == nil || s.state == Retiring) {
+		s = m.bySlot[slot{p.ID, true}]
+	}
 	switch {
 	case m.closed:
 		return nil, nil, errClosed
 	case s == nil && m.unready != nil:
 		return nil, nil, m.unready
 	case s == nil:
-		s = m.begin(p)
+		s = m.begin(p, files)
 	case s.project.Ref != p.Ref: // p was deleted, and its ID is another's now
 		return nil, nil, errNoProject(p.Name)
 	case s.state == Retiring:

@@ -22,10 +22,10 @@ const (
 	undoTime = 20 * time.Second
 )
 
-// begin launches p's session. The caller holds m.mu.
-func (m *Manager) begin(p Project) *life {
+// begin launches a session of p's. The caller holds m.mu.
+func (m *Manager) begin(p Project, files bool) *life {
 	id := strings.ToLower(rand.Text()[:16])
-	s := m.newLife(id, p, Launching)
+	s := m.newLife(id, p, files, Launching)
 	m.spawnLocked(func() {
 		if err := m.launch(s); err != nil {
 			m.abandon(s, err)
@@ -42,7 +42,7 @@ func (m *Manager) launch(s *life) error {
 	if err != nil {
 		return fmt.Errorf("owner of project %s: %w", s.project.Ref, err)
 	}
-	devices, err := m.devices(ctx, s.project)
+	devices, err := m.devices(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -78,10 +78,10 @@ func (m *Manager) launch(s *life) error {
 	return nil
 }
 
-// devices returns what GPUs there are, if p wants any. Unknown is not free:
+// devices returns what GPUs there are, if s wants any. Unknown is not free:
 // without an answer nothing is lent.
-func (m *Manager) devices(ctx context.Context, p Project) ([]gpu.Device, error) {
-	if p.GPUs == 0 {
+func (m *Manager) devices(ctx context.Context, s *life) ([]gpu.Device, error) {
+	if s.project.GPUs == 0 || s.files {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
@@ -114,17 +114,19 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 		if err != nil {
 			return err
 		}
-		if err := checkCount(ctx, tx, account); err != nil {
+		if err := checkCount(ctx, tx, account, s.files); err != nil {
 			return err
 		}
-		if previous, err = previousEnd(ctx, tx, project, time.Now()); err != nil {
-			return err
+		if !s.files {
+			if previous, err = previousEnd(ctx, tx, project, time.Now()); err != nil {
+				return err
+			}
 		}
 		image = cmp.Or(project.Image, account.Policy.Image, m.Config().Image)
 		if err := storeLaunching(ctx, tx, s, image); err != nil {
 			return err
 		}
-		if project.GPUs == 0 {
+		if project.GPUs == 0 || s.files {
 			return nil
 		}
 		gpus, err = m.Ledger.Lend(ctx, tx, devices, gpu.Request{
@@ -146,6 +148,9 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 	defer m.mu.Unlock()
 	s.stored, s.image, s.gpus, s.previous = true, image, gpus, previous
 	s.project, s.limits = project, account.Policy.Limits
+	if s.files {
+		s.limits = filesLimits(s.limits)
+	}
 	s.log.Info("session launching", "user", project.Owner, "gpu", indexes(gpus), "image", image)
 	return nil
 }
@@ -171,7 +176,7 @@ func (m *Manager) spec(s *life, account Account) (Spec, error) {
 		Root:      account.Policy.Root,
 		Workspace: workspace.path(),
 		GPUs:      s.gpus,
-		Limits:    account.Policy.Limits,
+		Limits:    s.limits,
 	}
 	if cfg.Homes == "" || len(cfg.Home.Persist) == 0 {
 		return spec, nil

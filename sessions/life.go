@@ -20,6 +20,7 @@ type life struct {
 	m       *Manager
 	id      string
 	project Project
+	files   bool          // only moves files
 	limits  config.Limits // in force since its launch
 	log     *slog.Logger
 
@@ -52,11 +53,12 @@ type life struct {
 
 // newLife returns a life in the given state and puts it into the tables. The
 // caller holds m.mu.
-func (m *Manager) newLife(id string, p Project, state State) *life {
+func (m *Manager) newLife(id string, p Project, files bool, state State) *life {
 	s := &life{
 		m:        m,
 		id:       id,
 		project:  p,
+		files:    files,
 		state:    state,
 		log:      m.Log.With("session", id, "project", p.Ref.String()),
 		launched: make(chan struct{}),
@@ -69,7 +71,7 @@ func (m *Manager) newLife(id string, p Project, state State) *life {
 	}
 	s.launch, s.cancel = context.WithCancelCause(m.ctx)
 	m.lives[id] = s
-	m.byProject[p.ID] = s
+	m.bySlot[s.slot()] = s
 	return s
 }
 
@@ -244,6 +246,7 @@ func (s *life) snapshot() Session {
 		ID:          s.id,
 		Project:     s.project.Ref,
 		Image:       s.image,
+		Files:       s.files,
 		State:       s.state,
 		GPUs:        s.gpus,
 		Launched:    s.began.UTC().Round(0),

@@ -40,6 +40,7 @@ func (m *Manager) Sessions(ctx context.Context, ended bool) ([]Session, error) {
 			ID:        r.id,
 			Project:   r.ref,
 			Image:     r.image,
+			Files:     r.files,
 			State:     r.state,
 			GPUs:      held[r.id],
 			Launched:  r.launched,

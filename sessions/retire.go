@@ -20,24 +20,30 @@ type ending struct {
 	grace    time.Duration // from SIGTERM to SIGKILL
 }
 
-// Retire ends ref's session for the reason given ("retired by alice") and
+// Retire ends ref's sessions for the reason given ("retired by alice") and
 // returns when it is confirmed gone. If it is retiring already, Retire waits for
 // that; a launch is cancelled and undone. Without a session: *fault.Error,
 // ExitNoSuch. If the engine cannot confirm the end, Retire returns an error
 // and the Manager goes on trying, as it does when ctx ends.
 func (m *Manager) Retire(ctx context.Context, ref Ref, by, reason string) error {
-	s, err := m.find(ctx, ref)
+	found, err := m.find(ref)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
-	m.retireLocked(s, by, reason)
+	for _, s := range found {
+		m.retireLocked(s, by, reason)
+	}
 	m.mu.Unlock()
-	return s.awaitOver(ctx)
+	var errs []error
+	for _, s := range found {
+		errs = append(errs, s.awaitOver(ctx))
+	}
+	return errors.Join(errs...)
 }
 
-// find returns ref's life.
-func (m *Manager) find(ctx context.Context, ref Ref) (*life, error) {
+// find returns ref's lives, of which there is one at least.
+func (m *Manager) find(ref Ref) (found []*life, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -45,8 +51,11 @@ func (m *Manager) find(ctx context.Context, ref Ref) (*life, error) {
 	}
 	for _, s := range m.lives {
 		if s.project.Ref == ref {
-			return s, nil
+			found = append(found, s)
 		}
+	}
+	if len(found) > 0 {
+		return found, nil
 	}
 	if m.unready != nil { // there may be one that is not known yet
 		return nil, m.unready
@@ -203,8 +212,8 @@ func (m *Manager) forget(s *life) {
 	s.closeGone()
 	s.cancel(nil)
 	delete(m.lives, s.id)
-	if m.byProject[s.project.ID] == s {
-		delete(m.byProject, s.project.ID)
+	if m.bySlot[s.slot()] == s {
+		delete(m.bySlot, s.slot())
 	}
 	close(s.over)
 }

@@ -55,6 +55,7 @@ type Session struct {
 	ID          string
 	Project     Ref
 	Image       string
+	Files       bool // only moves files
 	State       State
 	GPUs        []gpu.Device
 	Launched    time.Time
@@ -100,14 +101,14 @@ type Manager struct {
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it
 
-	mu        sync.Mutex // guards what follows, and every life
-	closed    bool
-	lost      bool             // whether the engine has stopped answering
-	away      chan struct{}    // closed while lost
-	unready   error            // why nothing may be launched now, or nil
-	changes   int              // how often the engine was lost or came back
-	lives     map[string]*life // by session
-	byProject map[int64]*life
+	mu      sync.Mutex // guards what follows, and every life
+	closed  bool
+	lost    bool             // whether the engine has stopped answering
+	away    chan struct{}    // closed while lost
+	unready error            // why nothing may be launched now, or nil
+	changes int              // how often the engine was lost or came back
+	lives   map[string]*life // by session
+	bySlot  map[slot]*life
 }
 
 // errClosed is the cause of what ends because the gateway does.
@@ -123,7 +124,7 @@ var errClosed = &fault.Error{
 // does. ctx bounds Start alone.
 func (m *Manager) Start(ctx context.Context) error {
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
-	m.lives, m.byProject = map[string]*life{}, map[int64]*life{}
+	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
 	m.wake, m.away = make(chan struct{}, 1), make(chan struct{})
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)

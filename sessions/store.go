@@ -18,6 +18,7 @@ type row struct {
 	id, image, reason string
 	project           sql.NullInt64
 	ref               Ref
+	files             bool
 	state             State
 	launched          time.Time
 	idleSince         time.Time
@@ -27,7 +28,7 @@ type row struct {
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, state, launched, idle_since, ended, reason
+	query := `SELECT id, project, owner, name, image, files, state, launched, idle_since, ended, reason
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
@@ -38,7 +39,7 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 	for found.Next() {
 		var r row
 		var launched, idleSince, ended int64
-		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.state, &launched, &idleSince, &ended, &r.reason)
+		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.state, &launched, &idleSince, &ended, &r.reason)
 		if err != nil {
 			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}
@@ -79,9 +80,10 @@ func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
 	return now, nil
 }
 
-// checkCount refuses one session more than account may have.
-func checkCount(ctx context.Context, tx *sql.Tx, account Account) error {
-	found, err := tx.QueryContext(ctx, `SELECT name FROM sessions WHERE owner = ? AND ended = 0 ORDER BY name`, account.Name)
+// checkCount refuses one session more than account may have, or one files
+// session more.
+func checkCount(ctx context.Context, tx *sql.Tx, account Account, files bool) error {
+	found, err := tx.QueryContext(ctx, `SELECT name FROM sessions WHERE owner = ? AND files = ? AND ended = 0 ORDER BY name`, account.Name, files)
 	if err != nil {
 		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
 	}
@@ -98,8 +100,11 @@ func checkCount(ctx context.Context, tx *sql.Tx, account Account) error {
 		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
 	}
 	switch limit := account.Policy.Sessions; {
-	case len(names) < limit:
+	case files && len(names) < maxFiles && limit > 0, !files && len(names) < limit:
 		return nil
+	case files && limit > 0:
+		return fault.New(fault.ExitFailed, "try again in a minute, or log in to one of them and copy then",
+			"%s moves files in %d projects already: %s", account.Name, len(names), strings.Join(names, ", "))
 	case limit == 0:
 		return fault.New(fault.ExitDenied, "ask your administrator", "%s may have no sessions", account.Name)
 	default:
@@ -114,7 +119,7 @@ func previousEnd(ctx context.Context, tx *sql.Tx, p Project, now time.Time) (str
 	var reason string
 	var told bool
 	err := tx.QueryRowContext(ctx, // by owner and name, for the index
-		`SELECT ended, reason, told FROM sessions WHERE owner = ? AND name = ? AND project = ? AND ended > 0 ORDER BY launched DESC LIMIT 1`,
+		`SELECT ended, reason, told FROM sessions WHERE owner = ? AND name = ? AND project = ? AND files = 0 AND ended > 0 ORDER BY launched DESC LIMIT 1`,
 		p.Owner, p.Name, p.ID).Scan(&ended, &reason, &told)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && told:
@@ -146,8 +151,8 @@ func (s *life) storeTold() {
 
 func storeLaunching(ctx context.Context, tx *sql.Tx, s *life, image string) error {
 	_, err := tx.ExecContext(ctx,
-		`INSERT INTO sessions (id, project, owner, name, image, state, launched) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-		s.id, s.project.ID, s.project.Owner, s.project.Name, image, Launching, db.Millis(s.began))
+		`INSERT INTO sessions (id, project, owner, name, image, files, state, launched) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		s.id, s.project.ID, s.project.Owner, s.project.Name, image, s.files, Launching, db.Millis(s.began))
 	switch {
 	case db.IsUnique(err):
 		return &fault.Error{
@@ -159,7 +164,11 @@ func storeLaunching(ctx context.Context, tx *sql.Tx, s *life, image string) erro
 	case err != nil:
 		return fmt.Errorf("record session of %s: %w", s.project.Ref, err)
 	}
-	return s.record(ctx, tx, Launching, "image "+image)
+	detail := "image " + image
+	if s.files {
+		detail = "for files alone, " + detail
+	}
+	return s.record(ctx, tx, Launching, detail)
 }
 
 func storeActive(ctx context.Context, tx *sql.Tx, s *life) error {

@@ -257,7 +257,7 @@ func TestJSONIsStable(t *testing.T) {
 		"user list":      "created disabled gid name role uid",
 		"key list":       "added comment expires fingerprint last_used type user",
 		"project list":   "created gpus image name owner workspace",
-		"container list": "connections ended gpus idle_since image launched owner project reason retire_why retires session state workspace",
+		"container list": "connections ended files gpus idle_since image launched owner project reason retire_why retires session state workspace",
 		"gpu list":       "index memory mig missing name owner project simulated since uuid",
 		"events":         "at detail id kind project session user",
 	} {

@@ -21,6 +21,7 @@ type sessionJSON struct {
 	Owner       string     `json:"owner"`
 	State       string     `json:"state"`
 	Image       string     `json:"image"`
+	Files       bool       `json:"files"` // only moves files
 	GPUs        []gpuJSON  `json:"gpus"`
 	Launched    *time.Time `json:"launched"`
 	IdleSince   *time.Time `json:"idle_since"`
@@ -34,7 +35,7 @@ type sessionJSON struct {
 
 func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 	j := sessionJSON{
-		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image,
+		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image, Files: s.Files,
 		GPUs: []gpuJSON{}, Launched: stamp(s.Launched), IdleSince: stamp(s.IdleSince), Connections: s.Connections,
 		Retires: stamp(s.Retires), RetireWhy: s.RetireWhy, Ended: stamp(s.Ended), Reason: s.Reason,
 		Workspace: c.Sessions.Workspace(s.Project),
@@ -90,7 +91,7 @@ func (c *call) containerList() *cobra.Command {
 			}
 			return list(c, rows, head, func(s sessionJSON) []string {
 				cells := []string{
-					c.called(sessions.Ref{Owner: s.Owner, Name: s.Project}), s.State, indexes(s.GPUs),
+					c.called(sessions.Ref{Owner: s.Owner, Name: s.Project}), s.State, holds(s),
 					moment(value(s.Launched)), strconv.Itoa(s.Connections), retires(s, now),
 				}
 				if all {
@@ -102,6 +103,14 @@ func (c *call) containerList() *cobra.Command {
 	})
 	cmd.Flags().BoolVar(&all, "all", false, "also what ended in the last day, and why")
 	return cmd
+}
+
+// holds says what a session holds: "0,3".
+func holds(s sessionJSON) string {
+	if s.Files {
+		return "files only"
+	}
+	return indexes(s.GPUs)
 }
 
 // indexes names GPUs as people do: "0,3".
@@ -159,7 +168,7 @@ func (c *call) containerShow() *cobra.Command {
 // latest returns ref's live session, or the one that ended last.
 func latest(all []sessions.Session, ref sessions.Ref) (found sessions.Session, ok bool) {
 	for _, s := range all {
-		if s.Project != ref {
+		if s.Project != ref || s.Files && ok && found.Ended.IsZero() { // who asks means the other one
 			continue
 		}
 		if !ok || s.Ended.IsZero() || !found.Ended.IsZero() && s.Ended.After(found.Ended) {
