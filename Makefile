@@ -40,11 +40,11 @@ test: ## unit tests and scenarios, with the race detector, on real Docker and ss
 	@go test -race -timeout 30m -count 1 -v ./internal/e2e 2>&1 | tee .cache/e2e.log | $(verdicts)
 
 bench: build ## ds01 beside sshd and docker exec, as Markdown; 15 minutes, as root
-	@etc/bring-up
+	@etc/bring-up clients
 	@go run ./internal/bench
 
 bench-quick: build ## the same with fewer rounds, in two minutes
-	@etc/bring-up
+	@etc/bring-up clients
 	@go run ./internal/bench -quick
 
 lint: ## gofmt, go vet, golangci-lint; the first run builds golangci-lint

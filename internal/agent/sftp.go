@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -49,7 +50,7 @@ var extensions = map[string]func(args []byte) ([]byte, error){
 func ServeSFTP(in io.Reader, out io.WriteCloser) error {
 	// No WithServerWorkingDirectory: it would make symbolic links' relative
 	// targets absolute.
-	s, err := sftp.NewServer(&extended{in: in, out: out}, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
+	s, err := sftp.NewServer(&extended{in: bufio.NewReaderSize(in, 64<<10), out: out}, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
 	if err != nil {
 		return err
 	}
@@ -70,10 +71,10 @@ type extended struct {
 	left   int    // bytes of the packet being read that the server is still to get
 	header []byte // of that packet, as far as it has been read and not passed on
 
-	mu      sync.Mutex // held from the first to the last byte of a packet written
-	writing int        // bytes left of the packet that the server writes
-	begun   []byte     // its first bytes, until there are enough of them to tell its length
-	greeted bool       // the server has sent its version
+	begun   []byte // of the packet that the server writes
+	greeted bool   // the server has sent its version
+
+	mu sync.Mutex // held while a packet is written
 }
 
 // Read passes on what is meant for the server.
@@ -137,41 +138,23 @@ func (e *extended) answer(id uint32, f func([]byte) ([]byte, error), args []byte
 	return err
 }
 
-// Write passes on what the server writes, one call at a time, in pieces of
-// packets; its first packet, with the extensions added.
+// Write passes on what the server writes, one call at a time, each beginning
+// with a packet or with the rest of the last one. A packet leaves in one piece:
+// the library writes data apart from its header, which would become a packet of
+// SSH's as well.
 func (e *extended) Write(b []byte) (int, error) {
 	if !e.greeted {
 		return len(b), e.greet(b)
 	}
-	for rest := b; len(rest) > 0; {
-		if e.writing == 0 {
-			if len(e.begun) == 0 {
-				e.mu.Lock()
-			}
-			n := min(4-len(e.begun), len(rest))
-			e.begun = append(e.begun, rest[:n]...)
-			rest = rest[n:]
-			if len(e.begun) == 4 {
-				e.writing = int(binary.BigEndian.Uint32(e.begun))
-			}
-			continue
-		}
-		n := min(e.writing, len(rest))
-		packet := rest[:n]
-		if len(e.begun) > 0 {
-			packet = append(e.begun, packet...)
-			e.begun = nil
-		}
-		_, err := e.out.Write(packet)
-		e.writing -= n
-		if rest = rest[n:]; e.writing == 0 || err != nil {
-			e.mu.Unlock()
-		}
-		if err != nil {
-			return 0, err
-		}
+	e.begun = append(e.begun, b...)
+	if len(e.begun) < 4 || len(e.begun) < 4+int(binary.BigEndian.Uint32(e.begun)) {
+		return len(b), nil
 	}
-	return len(b), nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, err := e.out.Write(e.begun)
+	e.begun = e.begun[:0]
+	return len(b), err
 }
 
 // greet adds the extensions to SSH_FXP_VERSION, once all of it has come.

@@ -34,7 +34,8 @@ type rig struct {
 	exec    *target
 	ds01    *target
 	gateway *exec.Cmd
-	undo    []func() // the last is first
+	served  map[*target]string // addresses of what forwards lead to
+	undo    []func()           // the last is first
 }
 
 // A target is one of what is compared.
@@ -63,7 +64,7 @@ func newRig(ctx context.Context) (_ *rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{dir: dir}
+	r := &rig{dir: dir, served: map[*target]string{}}
 	r.later(func() { _ = os.RemoveAll(dir) })
 	defer func() {
 		if err != nil {
@@ -129,6 +130,7 @@ UseDNS no
 MaxStartups 1000
 MaxSessions 1000
 LogLevel ERROR
+Subsystem sftp /usr/lib/openssh/sftp-server
 %[3]s
 `
 
