@@ -73,6 +73,7 @@ type channel struct {
 
 	out, errs stream
 	eofSent   atomic.Bool
+	eofCame   atomic.Bool // the client's, for a command without a terminal
 }
 
 // A stream is one direction of a channel. The library lets one goroutine at a

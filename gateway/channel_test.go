@@ -476,6 +476,15 @@ func TestSystemSSH(t *testing.T) {
 	if r := ssh("-tt"); r.exit != 8 || !strings.Contains(r.out, "from the script\r\n") {
 		t.Errorf("typed into a terminal: %v", r)
 	}
+	// A master closes a channel once both sides have sent EOF.
+	mux := "ControlPath=" + socketPath(t)
+	if r := ssh("-f", "-N", "-o", "ControlMaster=yes", "-o", mux); r.exit != 0 {
+		t.Fatalf("master: %v", r)
+	}
+	if r := ssh("-n", "-o", mux, "exec >&- 2>&-; sleep 0.5; exit 7"); r != (result{exit: 7}) {
+		t.Errorf("a command that closes its output before its end: %v", r)
+	}
+	ssh("-o", mux, "-O", "exit")
 	head := osexec.CommandContext(t.Context(), "sh", "-c", fmt.Sprintf(
 		"ssh -F none -i %s -p %s -o IdentitiesOnly=yes -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR thesis@127.0.0.1 yes | head -1",
 		key, w.addr[strings.LastIndex(w.addr, ":")+1:]))

@@ -17,7 +17,7 @@ const (
 	// startTime bounds the start of a command in a container that is up.
 	startTime = 15 * time.Second
 	// lingerTime is how long a program may live on with its output closed
-	// before the client is told that no more output comes.
+	// before a client that may still send is told that no more output comes.
 	lingerTime = 100 * time.Millisecond
 	// drainTime is how long a terminal must have been silent after its
 	// program's end, to be taken for empty, while others hold it open.
@@ -151,7 +151,11 @@ func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, err
 			}
 			drained, linger = nil, time.After(lingerTime)
 		case <-linger:
-			ch.sendEOF()
+			// An OpenSSH master (ControlMaster) closes a channel once both sides
+			// have sent EOF, and the library sends no exit-status after that.
+			if !ch.eofCame.Load() {
+				ch.sendEOF()
+			}
 		case e := <-ended:
 			if e.err != nil {
 				return exit, ch.lost(a, r)
@@ -268,6 +272,7 @@ func (ch *channel) feed(to io.WriteCloser) {
 		return // EOF is nothing to a terminal
 	}
 	if _, err := carry(to, ch); err == nil {
+		ch.eofCame.Store(true)
 		_ = to.Close()
 		return
 	}
