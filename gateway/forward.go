@@ -143,15 +143,11 @@ func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.R
 	})
 	work.Go(func() {
 		defer close(sent)
-		if _, err := carry(far, ch); err != nil { // they read no more
-			if isOpenSSH(string(sc.ClientVersion())) {
-				_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+		pour(far, ch, isOpenSSH(string(sc.ClientVersion())), func(bool) {
+			if half, ok := far.(interface{ CloseWrite() error }); ok {
+				_ = half.CloseWrite() // it may be closed already
 			}
-			_, _ = io.Copy(io.Discard, ch) // the client's window must not fill up, or its end would never come
-		}
-		if half, ok := far.(interface{ CloseWrite() error }); ok {
-			_ = half.CloseWrite() // it may be closed already
-		}
+		})
 	})
 	if readErr, writeErr := carry(ch, far); readErr == nil && writeErr == nil {
 		_ = ch.CloseWrite()
@@ -159,6 +155,21 @@ func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.R
 	}
 	end()
 	work.Wait()
+}
+
+// pour copies what the client sends until its end, and then calls end, as it
+// does when to takes no more: all says which. What still comes then is thrown
+// away, since the client's window must not fill up, or it would never see the
+// end. OpenSSH (ours) hears that nobody reads.
+func pour(to io.Writer, ch gossh.Channel, ours bool, end func(all bool)) {
+	_, err := carry(to, ch)
+	if err != nil && ours {
+		_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+	}
+	end(err == nil)
+	if err != nil {
+		_, _ = io.Copy(io.Discard, ch)
+	}
 }
 
 // carry copies until from's end, and returns what else stopped it.

@@ -99,9 +99,9 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	ch.spawn(func() { ch.control(proc, stop) })
 	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
 	var outputs sync.WaitGroup
-	ch.spawnIn(&outputs, func() { ch.drain(&ch.out, proc.Stdout(), r) })
+	ch.spawnIn(&outputs, func() { ch.drain(r) })
 	if !ch.pty {
-		ch.spawnIn(&outputs, func() { ch.drain(&ch.errs, proc.Stderr(), nil) })
+		ch.spawnIn(&outputs, func() { _, _ = carry(&ch.errs, proc.Stderr()) }) // ends with the channel or whoever closed it
 	}
 	ch.spawn(func() { outputs.Wait(); close(r.drained) })
 	return ch.await(a, r)
@@ -229,24 +229,19 @@ func (ch *channel) within(f func()) {
 	}
 }
 
-// drain copies output to the client until its end. r, unless nil, learns when
-// it waits.
-func (ch *channel) drain(to io.Writer, from io.Reader, r *running) {
+// drain copies r's output to the client until its end, and notes when it waits.
+func (ch *channel) drain(r *running) {
 	var room buffer
 	defer room.release()
 	for n := 0; ; {
 		buf := room.after(n)
-		if r != nil {
-			r.reading.Store(int64(time.Since(r.began)))
-		}
+		r.reading.Store(int64(time.Since(r.began)))
 		var err error
-		n, err = from.Read(buf)
-		if r != nil {
-			r.reading.Store(0)
-			r.read.Add(int64(n))
-		}
+		n, err = r.Stdout().Read(buf)
+		r.reading.Store(0)
+		r.read.Add(int64(n))
 		if n > 0 {
-			if _, err := to.Write(buf[:n]); err != nil {
+			if _, err := ch.out.Write(buf[:n]); err != nil {
 				return // the channel is closed
 			}
 		}
@@ -256,9 +251,7 @@ func (ch *channel) drain(to io.Writer, from io.Reader, r *running) {
 	}
 }
 
-// feed copies the client's input to the command until its end. When the
-// command reads no more, what comes is thrown away: the client's window must
-// not fill up, or it would never see the end.
+// feed copies the client's input to the command until its end.
 func (ch *channel) feed(to io.WriteCloser) {
 	if ch.pty {
 		if _, err := to.Write(ch.kept); err != nil {
@@ -271,16 +264,10 @@ func (ch *channel) feed(to io.WriteCloser) {
 		}
 		return // EOF is nothing to a terminal
 	}
-	if _, err := carry(to, ch); err == nil {
-		ch.eofCame.Store(true)
+	pour(to, ch, ch.ours, func(all bool) {
+		ch.eofCame.Store(all)
 		_ = to.Close()
-		return
-	}
-	if ch.ours {
-		_, _ = ch.SendRequest("eow@openssh.com", false, nil)
-	}
-	_ = to.Close()
-	_, _ = io.Copy(io.Discard, ch)
+	})
 }
 
 // control passes on what the client asks of a running command, so that the

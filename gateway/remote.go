@@ -50,6 +50,12 @@ func (r *remote) close() {
 	})
 }
 
+// bindTCP is the payload of tcpip-forward and its cancel (RFC 4254 §7.1).
+type bindTCP struct {
+	Host string
+	Port uint32
+}
+
 // forward answers global requests about forwards to the client: ssh -R. They
 // are the connection's own: it alone can cancel them, and they end with it.
 func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok bool, payload []byte) {
@@ -62,10 +68,7 @@ func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok
 		case "streamlocal-forward@openssh.com":
 			ok = c.forwardUnix(sc, req.Payload)
 		case "cancel-tcpip-forward":
-			var m struct {
-				Host string
-				Port uint32
-			}
+			var m bindTCP
 			ok = gossh.Unmarshal(req.Payload, &m) == nil && c.cancel(tcpKey(m.Host, m.Port))
 		default: // cancel-streamlocal-forward@openssh.com
 			var m struct{ Path string }
@@ -85,10 +88,7 @@ func unixKey(path string) string { return "unix " + path }
 // the client names, as sshd does without GatewayPorts. Port 0 is any, and the
 // answer says which.
 func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payload []byte) {
-	var m struct {
-		Host string
-		Port uint32
-	}
+	var m bindTCP
 	if err := gossh.Unmarshal(request, &m); err != nil || m.Port > math.MaxUint16 {
 		return false, nil
 	}
@@ -100,7 +100,7 @@ func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payloa
 	port := strconv.FormatUint(uint64(m.Port), 10)
 	for _, loopback := range []string{"127.0.0.1", "::1"} {
 		l, err := a.Container.Listen(c.ctx, "tcp", net.JoinHostPort(loopback, port))
-		if err != nil && len(all) == 0 && loopback == "127.0.0.1" {
+		if err != nil && len(all) == 0 {
 			return c.refuseRemote(err), nil
 		}
 		if err == nil { // a container need not have IPv6
