@@ -256,7 +256,9 @@ func (h *house) engine(ctx context.Context, c *config.Config, instance string) (
 		}
 		agent = filepath.Join(filepath.Dir(self), "ds01-agent")
 	}
-	engine, err := docker.New(docker.Options{Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Log: h.log})
+	engine, err := docker.New(docker.Options{
+		Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Firewall: c.Docker.Firewall, Log: h.log,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -33,9 +33,10 @@ type Home struct {
 	Persist []string `yaml:"persist"` // paths relative to $HOME, kept under Homes
 }
 
-// Docker says where the engine is.
+// Docker says where the engine is, and what is asked of the host around it.
 type Docker struct {
-	Host string `yaml:"host"` // "" is $DOCKER_HOST or the local socket
+	Host     string `yaml:"host"`     // "" is $DOCKER_HOST or the local socket
+	Firewall bool   `yaml:"firewall"` // keep containers from the host by iptables
 }
 
 // GPUs says where GPUs come from.
@@ -130,6 +131,7 @@ func Default() *Config {
 		Homes:       "/srv/ds01/homes/{user}",
 		Home:        Home{Persist: []string{".vscode-server", ".cursor-server", ".cache/JetBrains"}},
 		Image:       "ds01/base:latest",
+		Docker:      Docker{Firewall: true},
 		GPUs:        GPUs{Probe: "auto"},
 		UIDs:        UIDs{First: 200000, Last: 299999},
 		SSH: SSH{

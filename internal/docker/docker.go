@@ -37,6 +37,7 @@ type Options struct {
 	Instance    string       // this gateway's ID: several may share one engine
 	RunDir      string       // on this host, for the agents' sockets
 	AgentBinary string       // ds01-agent on this host, static
+	Firewall    bool         // keep containers from the host by iptables
 	Log         *slog.Logger // nil is slog.Default()
 }
 
@@ -46,6 +47,7 @@ type Runtime struct {
 	instance string
 	agents   string // directory with one directory per session
 	binary   string
+	firewall bool
 	log      *slog.Logger
 
 	networkName string        // networkName, save in tests
@@ -70,7 +72,7 @@ func New(o Options) (*Runtime, error) {
 			Err:  err,
 		}
 	}
-	r := &Runtime{docker: c, instance: o.Instance, log: o.Log, networkName: networkName, patience: agentPatience}
+	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience}
 	if r.log == nil {
 		r.log = slog.Default()
 	}

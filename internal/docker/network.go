@@ -39,6 +39,9 @@ func (r *Runtime) ensureNetwork(ctx context.Context) (string, error) {
 		return "", fault.New(fault.ExitGateway, "remove it (docker network rm "+r.networkName+") and ds01 will make its own",
 			"the Docker network %s lets containers reach each other", r.networkName)
 	}
+	if r.firewall {
+		r.guard(ctx, found[0])
+	}
 	r.network = found[0].ID
 	return r.network, nil
 }
