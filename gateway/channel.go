@@ -56,6 +56,7 @@ type channel struct {
 	started  bool
 	pty      bool // cmd.PTY != nil; does not change after the start
 	agent    bool // the client's ssh-agent is wanted
+	x11      *x11 // the client's display, if wanted
 
 	// From the request loop, which never waits, to the command.
 	resize  chan sessions.Size // holds the newest size nobody has read
@@ -224,9 +225,16 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 		}
 		ch.agent = true
 		return true
+	case "x11-req":
+		want, err := parseX11(req.Payload)
+		if err != nil || ch.started || !ch.who.forward(ch.conn.s.Config()).X11 {
+			return false
+		}
+		ch.x11 = want
+		return true
 	default:
-		// No X11 here. PuTTY measures windows with
-		// winadj@putty.projects.tartarus.org, and must be told no.
+		// PuTTY measures windows with winadj@putty.projects.tartarus.org, and
+		// must be told no.
 		return false
 	}
 }

@@ -76,6 +76,15 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 			ch.cmd.Env = append(ch.cmd.Env, "SSH_AUTH_SOCK="+path)
 		}
 	}
+	if ch.x11 != nil {
+		env, end, err := ch.display(a)
+		if err != nil {
+			ch.log.Warn("forward X11", "err", err)
+		} else {
+			defer end()
+			ch.cmd.Env = append(ch.cmd.Env, env...)
+		}
+	}
 	ch.measure()
 	ctx, cancel := context.WithTimeout(ch.ctx, startTime)
 	proc, err := a.Container.Exec(ctx, ch.cmd)

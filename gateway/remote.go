@@ -25,13 +25,14 @@ const (
 	remoteTime = 30 * time.Second
 )
 
-// A remote is what one tcpip-forward, streamlocal-forward@openssh.com or
-// auth-agent-req@openssh.com has made: listeners in the container whose
-// connections become channels.
+// A remote is what one tcpip-forward, streamlocal-forward@openssh.com,
+// auth-agent-req@openssh.com or x11-req has made: listeners in the container
+// whose connections become channels.
 type remote struct {
 	kind      string // of channel
 	listeners []net.Listener
 	payload   func(from net.Addr) []byte
+	admit     func(net.Conn) (net.Conn, error) // nil, or says who may have a channel
 
 	closing sync.Once
 	closed  chan struct{}
@@ -250,18 +251,28 @@ func (c *conn) accept(sc *gossh.ServerConn, r *remote, l net.Listener) {
 		}
 		go func() {
 			defer c.closed()
-			guard(c.log, func() { c.call(sc, r.kind, r.payload(far.RemoteAddr()), far) }, func() { _ = c.Close() })
+			guard(c.log, func() { c.call(sc, r, far) }, func() { _ = c.Close() })
 		}()
 	}
 }
 
-// call opens a channel to the client and connects it with far. A client that
-// does not answer holds far until the connection ends.
-func (c *conn) call(sc *gossh.ServerConn, kind string, payload []byte, far net.Conn) {
+// call opens a channel to the client and connects it with far, if r admits
+// that. A client that does not answer holds far until the connection ends.
+func (c *conn) call(sc *gossh.ServerConn, r *remote, far net.Conn) {
 	defer context.AfterFunc(c.ctx, func() { _ = far.Close() })()
-	ch, reqs, err := sc.OpenChannel(kind, payload)
+	from := far.RemoteAddr()
+	if r.admit != nil {
+		admitted, err := r.admit(far)
+		if err != nil {
+			c.log.Debug("not let through to the client's "+r.kind, "err", err)
+			_ = far.Close()
+			return
+		}
+		far = admitted
+	}
+	ch, reqs, err := sc.OpenChannel(r.kind, r.payload(from))
 	if err != nil {
-		c.log.Debug("the client takes no "+kind, "err", err)
+		c.log.Debug("the client takes no "+r.kind, "err", err)
 		_ = far.Close()
 		return
 	}

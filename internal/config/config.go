@@ -82,6 +82,7 @@ type Forward struct {
 	Local  bool `yaml:"local"`  // to what the container reaches: ssh -L, -D, -W, -J
 	Remote bool `yaml:"remote"` // from the container to what the client reaches: ssh -R
 	Agent  bool `yaml:"agent"`  // the client's ssh-agent: ssh -A
+	X11    bool `yaml:"x11"`    // the client's display: ssh -X
 }
 
 // ForwardOverlay is the part of Forward that a role's or user's entry sets.
@@ -89,6 +90,7 @@ type ForwardOverlay struct {
 	Local  *bool `yaml:"local,omitempty"`
 	Remote *bool `yaml:"remote,omitempty"`
 	Agent  *bool `yaml:"agent,omitempty"`
+	X11    *bool `yaml:"x11,omitempty"`
 }
 
 // A Policy is what one user gets: limits for everybody, overridden key by key
@@ -186,6 +188,7 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Forward.Local, o.Forward.Local)
 	override(&p.Forward.Remote, o.Forward.Remote)
 	override(&p.Forward.Agent, o.Forward.Agent)
+	override(&p.Forward.X11, o.Forward.X11)
 	override(&p.Image, o.Image)
 	override(&p.Root, o.Root)
 }

@@ -69,7 +69,7 @@ func prepare(dir string) error {
 	if out, err := exec.CommandContext(ctx, "docker", "image", "inspect", "-f", "{{.Id}}", baseImage).CombinedOutput(); err != nil {
 		return fmt.Errorf("docker has no image %s: %w\n%s", baseImage, err, out)
 	}
-	for _, tool := range []string{"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs"} {
+	for _, tool := range []string{"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs", "Xvfb", "xauth"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err
 		}
