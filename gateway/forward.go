@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"net"
-	"strconv"
 	"sync"
 
 	"github.com/gliderlabs/ssh"
@@ -23,47 +21,27 @@ import (
 // errNotProject is a forward asked of the control login, which has no container.
 var errNotProject = fault.New(fault.ExitUsage, "", "log in to a project to forward something")
 
-// directTCP is the payload of direct-tcpip and, with the container's address
-// first, of forwarded-tcpip (RFC 4254 §7.2).
-type directTCP struct {
-	Host       string
-	Port       uint32
-	OriginHost string
-	OriginPort uint32
-}
-
-// directUnix is the payload of direct-streamlocal@openssh.com (PROTOCOL §2.4).
-type directUnix struct {
-	Path     string
-	Reserved string
-	Unused   uint32
-}
-
 // directTCP opens a channel to a port that the container reaches: ssh -L, -D,
 // -W and -J.
 func (s *Server) directTCP(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context) {
-	var m directTCP
-	if err := gossh.Unmarshal(nc.ExtraData(), &m); err != nil || m.Port > math.MaxUint16 {
-		_ = nc.Reject(gossh.ConnectionFailed, "malformed request") // who is gone needs no answer, here and below
-		return
-	}
-	s.direct(sc, nc, ctx, "tcp", net.JoinHostPort(m.Host, strconv.FormatUint(uint64(m.Port), 10)))
+	address, err := parseDirectTCP(nc.ExtraData())
+	s.direct(sc, nc, ctx, "tcp", address, err)
 }
 
 // directUnix opens a channel to a socket in the container.
 func (s *Server) directUnix(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context) {
-	var m directUnix
-	if err := gossh.Unmarshal(nc.ExtraData(), &m); err != nil {
-		_ = nc.Reject(gossh.ConnectionFailed, "malformed request")
-		return
-	}
-	s.direct(sc, nc, ctx, "unix", m.Path)
+	path, err := parseDirectUnix(nc.ExtraData())
+	s.direct(sc, nc, ctx, "unix", path, err)
 }
 
 // direct dials address in the container, waits for its launch if need be, and
 // connects the channel with it. The client hears that the channel is open once
-// the other end is.
-func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context, network, address string) {
+// the other end is, or what is wrong: its request (malformed) or anything else.
+func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context, network, address string, malformed error) {
+	if malformed != nil {
+		_ = nc.Reject(gossh.ConnectionFailed, malformed.Error()) // who is gone needs no answer, here and below
+		return
+	}
 	c := connOf(ctx)
 	if !c.open() {
 		_ = nc.Reject(gossh.ResourceShortage, errTooMany)

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"math"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -51,12 +50,6 @@ func (r *remote) close() {
 	})
 }
 
-// bindTCP is the payload of tcpip-forward and its cancel (RFC 4254 §7.1).
-type bindTCP struct {
-	Host string
-	Port uint32
-}
-
 // forward answers global requests about forwards to the client: ssh -R. They
 // are the connection's own: it alone can cancel them, and they end with it.
 func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok bool, payload []byte) {
@@ -69,11 +62,11 @@ func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok
 		case "streamlocal-forward@openssh.com":
 			ok = c.forwardUnix(sc, req.Payload)
 		case "cancel-tcpip-forward":
-			var m bindTCP
-			ok = gossh.Unmarshal(req.Payload, &m) == nil && c.cancel(tcpKey(m.Host, m.Port))
+			m, err := parseBindTCP(req.Payload)
+			ok = err == nil && c.cancel(tcpKey(m.Host, m.Port))
 		default: // cancel-streamlocal-forward@openssh.com
-			var m struct{ Path string }
-			ok = gossh.Unmarshal(req.Payload, &m) == nil && c.cancel(unixKey(m.Path))
+			path, err := parseBindUnix(req.Payload)
+			ok = err == nil && c.cancel(unixKey(path))
 		}
 	}, func() { _ = c.Close() })
 	return ok, payload
@@ -89,9 +82,9 @@ func unixKey(path string) string { return "unix " + path }
 // the client names, as sshd does without GatewayPorts. Port 0 is any, and the
 // answer says which.
 func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payload []byte) {
-	var m bindTCP
-	if err := gossh.Unmarshal(request, &m); err != nil || m.Port > math.MaxUint16 {
-		return false, nil
+	m, err := parseBindTCP(request)
+	if err != nil {
+		return c.refuseRemote(err), nil
 	}
 	a, err := c.reachRemote(sc)
 	if err != nil {
@@ -126,21 +119,21 @@ func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payloa
 // forwardUnix listens at a socket in the container, that the project's user
 // alone can open.
 func (c *conn) forwardUnix(sc *gossh.ServerConn, request []byte) bool {
-	var m struct{ Path string }
-	if err := gossh.Unmarshal(request, &m); err != nil {
-		return false
+	path, err := parseBindUnix(request)
+	if err != nil {
+		return c.refuseRemote(err)
 	}
 	a, err := c.reachRemote(sc)
 	if err != nil {
 		return c.refuseRemote(err)
 	}
-	l, err := a.Container.Listen(c.ctx, "unix", m.Path)
+	l, err := a.Container.Listen(c.ctx, "unix", path)
 	if err != nil {
 		return c.refuseRemote(err)
 	}
-	payload := gossh.Marshal(struct{ Path, Reserved string }{Path: m.Path})
+	payload := gossh.Marshal(struct{ Path, Reserved string }{Path: path})
 	r := newRemote("forwarded-streamlocal@openssh.com", []net.Listener{l}, func(net.Addr) []byte { return payload })
-	return c.add(sc, a, unixKey(m.Path), r)
+	return c.add(sc, a, unixKey(path), r)
 }
 
 func (c *conn) reachRemote(sc *gossh.ServerConn) (*sessions.Attachment, error) {

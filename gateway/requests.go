@@ -2,9 +2,12 @@ package gateway
 
 import (
 	"errors"
+	"math"
+	"net"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -12,8 +15,8 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// What clients put into their requests about a session channel, parsed.
-// All of it is hostile until proved otherwise, and none of it is blocking.
+// What clients put into their requests, parsed. All of it is hostile until
+// proved otherwise, and none of it is blocking.
 
 // errPayload is a request that no honest client sends.
 var errPayload = errors.New("malformed request")
@@ -130,4 +133,66 @@ func exitSignal(exit sessions.Exit) []byte {
 		Core              bool
 		Message, Language string
 	}{Name: name, Core: exit.Core})
+}
+
+// directTCP is the payload of direct-tcpip and, with the container's address
+// first, of forwarded-tcpip (RFC 4254 §7.2).
+type directTCP struct {
+	Host       string
+	Port       uint32
+	OriginHost string
+	OriginPort uint32
+}
+
+// parseDirectTCP reads direct-tcpip, and returns where it is to lead.
+func parseDirectTCP(payload []byte) (address string, err error) {
+	var m directTCP
+	if err := gossh.Unmarshal(payload, &m); err != nil || m.Port > math.MaxUint16 || strings.ContainsRune(m.Host, 0) {
+		return "", errPayload
+	}
+	return net.JoinHostPort(m.Host, strconv.FormatUint(uint64(m.Port), 10)), nil
+}
+
+// parseDirectUnix reads direct-streamlocal@openssh.com (PROTOCOL §2.4).
+func parseDirectUnix(payload []byte) (path string, err error) {
+	var m struct {
+		Path     string
+		Reserved string
+		Unused   uint32
+	}
+	if err := gossh.Unmarshal(payload, &m); err != nil || !isSocketPath(m.Path) {
+		return "", errPayload
+	}
+	return m.Path, nil
+}
+
+// bindTCP is the payload of tcpip-forward and its cancel (RFC 4254 §7.1).
+type bindTCP struct {
+	Host string
+	Port uint32
+}
+
+// parseBindTCP reads tcpip-forward and its cancel.
+func parseBindTCP(payload []byte) (bindTCP, error) {
+	var m bindTCP
+	if err := gossh.Unmarshal(payload, &m); err != nil || m.Port > math.MaxUint16 {
+		return bindTCP{}, errPayload
+	}
+	return m, nil
+}
+
+// parseBindUnix reads streamlocal-forward@openssh.com and its cancel (PROTOCOL
+// §2.4).
+func parseBindUnix(payload []byte) (path string, err error) {
+	var m struct{ Path string }
+	if err := gossh.Unmarshal(payload, &m); err != nil || !isSocketPath(m.Path) {
+		return "", errPayload
+	}
+	return m.Path, nil
+}
+
+// isSocketPath reports whether path can be a unix socket's (unix(7): 108 bytes
+// with the NUL at its end).
+func isSocketPath(path string) bool {
+	return path != "" && len(path) < 108 && !strings.ContainsRune(path, 0)
 }

@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/binary"
+	"io"
+	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -246,6 +250,11 @@ func FuzzRequests(f *testing.F) {
 		str("TERM"),
 		str("\x1b[31m\u202e\u0085\xff"),
 		{0xff, 0xff, 0xff, 0xff},
+		gossh.Marshal(directTCP{"localhost", 80, "::1", 1 << 20}),
+		gossh.Marshal(directTCP{"fe80::1%lo", 1 << 16, "", 0}),
+		gossh.Marshal(bindTCP{"*", 0}),
+		slices.Concat(pair("/run/x.sock", ""), []byte{0, 0, 0, 0}),
+		slices.Concat([]byte{1}, pair(cookieName, "c0c0"), []byte{0, 0, 0, 0}),
 	} {
 		f.Add(seed)
 	}
@@ -280,10 +289,61 @@ func FuzzRequests(f *testing.F) {
 				t.Errorf("a signal that may be sent cannot be told: %q", name)
 			}
 		}
+		fuzzForwards(t, payload)
 		text := string(payload)
 		safe(t, clean(text))
 		if short := shorten(text); !strings.HasPrefix(text, strings.TrimSuffix(short, "...")) || len(short) > maxUserName+3 {
 			t.Errorf("shorten = %q", short)
+		}
+	})
+}
+
+// fuzzForwards reads payload as what asks for a forward.
+func fuzzForwards(t *testing.T, payload []byte) {
+	if address, err := parseDirectTCP(payload); err == nil {
+		var m directTCP
+		host, port, err := net.SplitHostPort(address)
+		if e := gossh.Unmarshal(payload, &m); e != nil || port != strconv.Itoa(int(m.Port)) {
+			t.Errorf("parseDirectTCP = %q: %v", address, err)
+		}
+		if err == nil && host != m.Host { // hosts with brackets in them are nowhere
+			t.Errorf("parseDirectTCP = %q for %q", address, m.Host)
+		}
+	}
+	for _, parse := range []func([]byte) (string, error){parseDirectUnix, parseBindUnix} {
+		if path, err := parse(payload); err == nil && (path == "" || len(path) > 107 || strings.Contains(path, "\x00") || !bytes.HasPrefix(payload, str(path))) {
+			t.Errorf("the path of a socket = %q", path)
+		}
+	}
+	if m, err := parseBindTCP(payload); err == nil && (m.Port > 65535 || !bytes.Equal(gossh.Marshal(m), payload)) {
+		t.Errorf("parseBindTCP = %+v", m)
+	}
+	if x, err := parseX11(payload); err == nil && (len(x.cookie) == 0 || len(x.cookie) > maxCookie) {
+		t.Errorf("parseX11 = %+v", x)
+	}
+}
+
+// FuzzCookie lets anything in the container connect to a display.
+func FuzzCookie(f *testing.F) {
+	f.Add(setup(binary.BigEndian, cookieName, testCookie))
+	f.Add(setup(binary.LittleEndian, cookieName, nil))
+	f.Add([]byte("l\x00\x00\x0b\x00\x00\xff\xff\xff\xff\x00\x00"))
+	f.Fuzz(func(t *testing.T, says []byte) {
+		near, far := net.Pipe()
+		defer near.Close()
+		go func() {
+			_, _ = far.Write(says)
+			_ = far.Close()
+		}()
+		admitted, err := checkCookie(near, testCookie)
+		if err != nil {
+			return
+		}
+		if !bytes.Contains(says, []byte(cookieName)) || !bytes.Contains(says, testCookie) {
+			t.Errorf("admitted with %q", says)
+		}
+		if all, err := io.ReadAll(admitted); err != nil || !bytes.Equal(all, says) {
+			t.Errorf("%q, %v arrives of %q", all, err, says)
 		}
 	})
 }

@@ -148,7 +148,7 @@ func TestShutdownWithADeafClient(t *testing.T) {
 // A client that does not read stops neither others nor its other channels, and
 // one that does not even answer ends.
 func TestDeafClients(t *testing.T) {
-	w := newWorld(t, func(c *config.Config, _ *Server) { c.SSH.KeepaliveEvery = config.Duration(300 * time.Millisecond) })
+	w := newWorld(t, func(c *config.Config, _ *Server) { c.SSH.KeepaliveEvery = config.Duration(time.Second) })
 	client := w.dial("bob", "thesis")
 	session, err := client.NewSession()
 	must(t, err)
