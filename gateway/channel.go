@@ -114,7 +114,9 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 		if err != nil {
 			return // the connection is gone
 		}
-		ch := newChannel(c, who, accepted)
+		counted := c.counts(accepted)
+		defer counted.end()
+		ch := newChannel(c, who, counted)
 		ch.sc, ch.ours = sc, isOpenSSH(string(sc.ClientVersion()))
 		defer ch.work.Wait()
 		defer ch.cancel(errChannelClosed)

@@ -45,6 +45,8 @@ type conn struct {
 
 	ahead []byte // read by hello and not by the library yet
 
+	in *inflow // what it has sent and nobody has taken; set before proved
+
 	sealed bool           // whether Write may hold a packet's head back; set before the key exchange
 	head   *[4 << 10]byte // one that is held back, or nil; the library's writer's
 
@@ -128,6 +130,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.heard.Store(int64(time.Since(c.began)))
+		if c.proved.Load() {
+			c.in.add(n)
+		}
 	}
 	if c.raw != nil && !c.proved.Load() {
 		quickAck(c.raw)
@@ -165,7 +170,12 @@ func (c *conn) SetDeadline(time.Time) error { return nil }
 // Close closes the socket and gives back the place among the unauthenticated.
 func (c *conn) Close() error {
 	c.startup.Do(func() { c.s.startups.release(c.source) })
-	c.closing.Do(func() { _ = c.Conn.Close() }) // nothing can be done about a socket that will not
+	c.closing.Do(func() {
+		_ = c.Conn.Close() // nothing can be done about a socket that will not
+		if c.proved.Load() {
+			c.in.end()
+		}
+	})
 	return nil
 }
 
@@ -180,7 +190,9 @@ func (c *conn) triedAs(login string) {
 // authenticate ends the handshake's limits.
 func (c *conn) authenticate(user, login, fingerprint string) {
 	c.startup.Do(func() { c.s.startups.release(c.source) })
-	if !c.proved.Swap(true) {
+	if !c.proved.Load() {
+		c.in = &inflow{all: c.s.backlogOf(user)}
+		c.proved.Store(true)
 		close(c.authed)
 	}
 	c.log.Info(fmt.Sprintf("login from %s with %s", c.RemoteAddr(), fingerprint), "user", user, "project", shorten(login))

@@ -69,7 +69,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 			_ = far.Close()
 			return // the connection is gone
 		}
-		c.join(sc, ch, reqs, far)
+		c.join(sc, c.counts(ch), reqs, far)
 	}, func() { _ = c.Close() })
 }
 

@@ -269,5 +269,5 @@ func (c *conn) call(sc *gossh.ServerConn, r *remote, far net.Conn) {
 		_ = far.Close()
 		return
 	}
-	c.join(sc, ch, reqs, far)
+	c.join(sc, c.counts(ch), reqs, far)
 }

@@ -57,7 +57,8 @@ type Server struct {
 
 	mu        sync.Mutex // guards what follows, and that no conn is added after stop
 	listeners []net.Listener
-	conns     sync.WaitGroup // each conn's watch
+	backlogs  map[string]*backlog // by user
+	conns     sync.WaitGroup      // each conn's watch
 }
 
 // A Console runs one command line for an authenticated user and returns its
