@@ -1,7 +1,7 @@
 // Package e2e holds the scenarios: stories in testdata, told with the
-// system's own ssh and tmux to a real gateway process, which makes real
-// containers in the Docker Engine. One file pins one behaviour, and its first
-// lines say which. There is nothing here but tests.
+// system's own ssh, tmux and browser to a real gateway process, which makes
+// real containers in the Docker Engine. One file pins one behaviour, and its
+// first lines say which. There is nothing here but tests.
 //
 // A scenario is a testscript (go doc github.com/rogpeppe/go-internal/testscript)
 // with these commands of our own:
@@ -17,6 +17,8 @@
 //	container OWNER.PROJECT     set $CONTAINER to the engine's ID of the project's container
 //	containers N                there are N containers of this scenario's gateways, running or not
 //	term …                      a terminal on a person's desk; see term_test.go
+//	browser …                   a browser on that desk; see browser_test.go
+//	port VARIABLE               set $VARIABLE to a free port of this machine
 //	disk DIR SIZE               mount a small disk at DIR
 //	image SCRIPT                make an image of the base image by running SCRIPT in it; $IMAGE is its name
 //	engine start|stop|kill      an engine of the scenario's own; see docker_test.go

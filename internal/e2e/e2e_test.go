@@ -16,6 +16,9 @@ import (
 
 const (
 	baseImage = "ds01/base:latest"
+	// codeServer is an editor to carry into a container, packed by etc/bring-up.
+	codeServer = "/var/cache/ds01/code-server-4.139.1.tar.gz"
+
 	patience  = 30 * time.Second      // how long anything may take on a busy machine
 	pollEvery = 50 * time.Millisecond // how often to look whether it has
 )
@@ -74,6 +77,12 @@ func prepare(dir string) error {
 			return err
 		}
 	}
+	if _, err := findBrowser(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(codeServer); err != nil {
+		return err
+	}
 	for _, b := range []struct {
 		args []string
 		cgo  string
@@ -103,6 +112,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"container":  cmdContainer,
 	"containers": cmdContainers,
 	"term":       cmdTerm,
+	"browser":    cmdBrowser,
+	"port":       cmdPort,
 	"engine":     cmdEngine,
 	"disk":       cmdDisk,
 	"image":      cmdImage,

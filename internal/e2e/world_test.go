@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,7 @@ type world struct {
 	gateway  *gateway          // nil while none runs
 	engine   *engine           // nil while the machine's own is used
 	terms    int               // tmux servers that were started
+	browser  *browser          // nil while none is open
 	grumbles bool              // the gateway may log errors
 	mounts   []string          // small disks
 	images   []string          // that image has made
@@ -70,6 +72,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("PATH", env.WorkDir+"/bin:"+binDir+":"+os.Getenv("PATH"))
 	env.Setenv("LANG", "C.UTF-8")
 	env.Setenv("TERM", "xterm-256color")
+	env.Setenv("CODE_SERVER", codeServer)
 	env.Setenv("DOCKER_HOST", os.Getenv("DOCKER_HOST"))
 	env.Setenv("DOCKER_CONFIG", env.WorkDir)
 	for _, dir := range []string{"bin", "keys", "workspaces", "homes"} {
@@ -132,6 +135,11 @@ func yamlOf(settings map[string]string) string {
 func (w *world) end() {
 	if w.terms > 0 {
 		_, _ = w.tmux("kill-server") // there may be none any more
+	}
+	if w.browser != nil {
+		if err := w.browser.close(); err != nil {
+			w.tb.Errorf("close the browser: %v", err)
+		}
 	}
 	if w.gateway != nil {
 		if err := w.gateway.stop(syscall.SIGTERM); err != nil {
@@ -364,6 +372,18 @@ func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("not within %v", patience)
 	}
+}
+
+// cmdPort sets a variable to the number of a port that nothing here uses.
+func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: port VARIABLE")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	ts.Check(l.Close())
+	ts.Setenv(args[0], port)
 }
 
 // sqlMain prints the rows of a query, their columns separated by spaces.
