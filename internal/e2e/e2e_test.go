@@ -72,7 +72,9 @@ func prepare(dir string) error {
 	if out, err := exec.CommandContext(ctx, "docker", "image", "inspect", "-f", "{{.Id}}", baseImage).CombinedOutput(); err != nil {
 		return fmt.Errorf("docker has no image %s: %w\n%s", baseImage, err, out)
 	}
-	for _, tool := range []string{"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs", "Xvfb", "xauth"} {
+	for _, tool := range []string{
+		"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs", "rclone", "ansible-playbook", "node", "Xvfb", "xauth",
+	} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err
 		}
@@ -80,8 +82,10 @@ func prepare(dir string) error {
 	if _, err := findBrowser(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(codeServer); err != nil {
-		return err
+	for _, installed := range []string{codeServer, nodePath() + "/ssh2"} {
+		if _, err := os.Stat(installed); err != nil {
+			return err
+		}
 	}
 	for _, b := range []struct {
 		args []string
@@ -100,6 +104,15 @@ func prepare(dir string) error {
 		}
 	}
 	return nil
+}
+
+// nodePath is where etc/bring-up puts what npm has.
+func nodePath() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return dir + "/ds01/ssh2/node_modules"
 }
 
 // commands are what scenarios can say besides testscript's own.
