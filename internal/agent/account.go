@@ -47,6 +47,9 @@ func (s *Server) settle() *account {
 			e.shell = field(passwd[i], 6)
 		}
 	}
+	if err := addLogins(s.etc, c.Logins, e); err != nil {
+		s.Log.Warn("add the names of logins to the image", "err", err)
+	}
 	groups, _ := readDatabase(filepath.Join(s.etc, "group"))
 	s.who = &account{
 		name: e.name, uid: e.uid, gid: e.gid, home: e.home, shell: usableShell(e.shell),
@@ -114,6 +117,29 @@ func enroll(etc string, c Config) (entry, error) {
 		return e, err
 	}
 	return e, prependLine(path, lines, fmt.Sprintf("%s:x:%d:", c.User, c.GID))
+}
+
+// addLogins gives e further names in etc's passwd, unless the image has somebody
+// of that name: who logs in as my-thesis looks for their home in ~my-thesis, as
+// Ansible does. They come last, so that files show the user's own. A number is
+// no name here: chown would take it for the user.
+func addLogins(etc string, names []string, e entry) error {
+	path := filepath.Join(etc, "passwd")
+	lines, err := readDatabase(path)
+	if err != nil {
+		return err
+	}
+	before := len(lines)
+	for _, name := range names {
+		taken := slices.ContainsFunc(lines, func(l string) bool { return field(l, 0) == name })
+		if _, err := strconv.ParseUint(name, 10, 64); err != nil && !taken {
+			lines = append(lines, fmt.Sprintf("%s:x:%d:%d::%s:%s", name, e.uid, e.gid, e.home, usableShell(e.shell)))
+		}
+	}
+	if len(lines) == before {
+		return nil
+	}
+	return os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o644)
 }
 
 // prependLine writes lines to path with own first, in the place of all others

@@ -91,6 +91,19 @@ func TestEnrollWithoutEtc(t *testing.T) {
 	}
 }
 
+func TestLogins(t *testing.T) {
+	etc := t.TempDir()
+	const image = "ada:x:500:501::/home/ada:/bin/sh\ngames:x:5:60::/usr/games:/bin/sh\n"
+	write(t, filepath.Join(etc, "passwd"), image)
+	for range 2 { // a second start changes nothing
+		must(t, addLogins(etc, []string{"my-thesis", "ada.my-thesis", "games", "ada", "42"}, entry{"ada", 500, 501, "/home/ada", "/bin/sh"}))
+		want := image + "my-thesis:x:500:501::/home/ada:/bin/sh\nada.my-thesis:x:500:501::/home/ada:/bin/sh\n"
+		if got := read(t, filepath.Join(etc, "passwd")); got != want {
+			t.Errorf("passwd = %q; want %q", got, want)
+		}
+	}
+}
+
 func TestMemberships(t *testing.T) {
 	lines := []string{"ada:x:501:", "video:x:44:bob,ada", "more:x:45:adam", "own:x:501:ada", "bad:x:y:ada", "-:x:-1:ada", "gpu:x:46:ada"}
 	if got, want := memberships(lines, "ada", 501), []uint32{501, 44, 46}; !slices.Equal(got, want) {
@@ -180,7 +193,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("read %+v, %v", got, err)
 	}
 	for _, bad := range []Config{
-		{}, {User: "a:b"}, {User: "a\nb"}, {User: "../a"}, {User: "a", UID: -1}, {User: "a", GID: -1},
+		{}, {User: "a", Logins: []string{"a:b"}}, {User: "a:b"}, {User: "a\nb"}, {User: "../a"}, {User: "a", UID: -1}, {User: "a", GID: -1},
 		{User: "a", Persist: []string{"/x"}}, {User: "a", Persist: []string{"../x"}}, {User: "a", Persist: []string{"."}}, {User: "a", Persist: []string{""}},
 	} {
 		if err := WriteConfig(dir, bad); err == nil {

@@ -40,6 +40,7 @@ const (
 // A Config tells the agent whom the container is for.
 type Config struct {
 	User     string   // the user's name; made in the container if the image lacks it
+	Logins   []string // names that lead to this container, which are the user's in it, too
 	UID, GID int      // the user's, on the host and in the container
 	Root     bool     // whether commands run as root instead
 	Home     string   // where the user's kept home is mounted in the container, or ""
@@ -74,10 +75,12 @@ func ReadConfig(dir string) (Config, error) {
 
 // check refuses what would break the account files or leave the home.
 func (c Config) check() error {
-	if c.User == "" || len(c.User) > 256 || strings.ContainsFunc(c.User, func(r rune) bool {
-		return r <= ' ' || r > '~' || strings.ContainsRune(`:/,\`, r)
-	}) {
-		return fmt.Errorf("agent config: bad user name %q", c.User)
+	for _, name := range append([]string{c.User}, c.Logins...) {
+		if name == "" || len(name) > 256 || strings.ContainsFunc(name, func(r rune) bool {
+			return r <= ' ' || r > '~' || strings.ContainsRune(`:/,\`, r)
+		}) {
+			return fmt.Errorf("agent config: bad user name %q", name)
+		}
 	}
 	if c.UID < 0 || c.GID < 0 {
 		return fmt.Errorf("agent config: bad ids %d:%d", c.UID, c.GID)

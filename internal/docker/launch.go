@@ -102,7 +102,10 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 
 // writeConfig tells the agent who its user is.
 func writeConfig(spec sessions.Spec, dir string) error {
-	c := agent.Config{User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root}
+	c := agent.Config{
+		User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root,
+		Logins: []string{spec.Project.Name, spec.Project.String()},
+	}
 	if spec.Home != "" {
 		c.Home, c.Persist = homeMount, spec.Persist
 	}
