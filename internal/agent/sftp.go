@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,7 +23,14 @@ const SFTPServer = "sftp-server"
 
 // Packets of SFTP version 3 (draft-ietf-secsh-filexfer-02 §3).
 const (
+	fxpInit          = 1
+	fxpOpen          = 3
+	fxpWrite         = 6
+	fxpRemove        = 13
+	fxpRmdir         = 15
+	fxpRename        = 18
 	fxpStatus        = 101
+	fxpHandle        = 102
 	fxpName          = 104
 	fxpExtended      = 200
 	fxpExtendedReply = 201
@@ -45,12 +51,23 @@ var extensions = map[string]func(args []byte) ([]byte, error){
 	"home-directory":          sftpHome,
 }
 
+// requests are those that the library does otherwise than OpenSSH's server, so
+// that something would be lost: it removes files and directories alike, and has
+// a file renamed replace another.
+var requests = map[byte]func(args []byte) ([]byte, error){
+	fxpRemove: func(args []byte) ([]byte, error) { return sftpPath(args, unix.Unlink) },
+	fxpRmdir:  func(args []byte) ([]byte, error) { return sftpPath(args, unix.Rmdir) },
+	fxpRename: sftpRename,
+}
+
 // ServeSFTP serves SFTP version 3 on the two streams until the first ends.
 // Relative paths start in the working directory.
 func ServeSFTP(in io.Reader, out io.WriteCloser) error {
 	// No WithServerWorkingDirectory: it would make symbolic links' relative
 	// targets absolute.
-	s, err := sftp.NewServer(&extended{in: bufio.NewReaderSize(in, 64<<10), out: out}, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
+	e := &extended{in: bufio.NewReaderSize(in, 64<<10), out: out}
+	e.answered.L = &e.mu
+	s, err := sftp.NewServer(e, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
 	if err != nil {
 		return err
 	}
@@ -62,8 +79,8 @@ func ServeSFTP(in io.Reader, out io.WriteCloser) error {
 }
 
 // An extended is the streams between a client and the library's server. Requests
-// for the extensions above it takes out and answers itself; the answers go
-// between the server's.
+// for the extensions above, and the other requests above, it takes out and answers
+// itself, once the server has answered all before them.
 type extended struct {
 	in  io.Reader
 	out io.WriteCloser
@@ -73,8 +90,12 @@ type extended struct {
 
 	begun   []byte // of the packet that the server writes
 	greeted bool   // the server has sent its version
+	appends bool   // the client has opened a file to append to
 
-	mu sync.Mutex // held while a packet is written
+	mu       sync.Mutex // held while a packet is written
+	pending  int        // requests that the server has and has not answered
+	answered sync.Cond  // pending has become less
+	opening  *appending // the file that the server is opening to append to, if it is
 }
 
 // Read passes on what is meant for the server.
@@ -106,24 +127,56 @@ func (e *extended) next() error {
 		e.left = 0 // the server refuses it, having read its length
 		return nil
 	}
-	if header[4] != fxpExtended || length > maxExtension {
+	kind := header[4]
+	whole := kind == fxpExtended || kind == fxpOpen || requests[kind] != nil
+	if !whole || length > maxExtension {
+		e.pass(kind)
 		return nil
 	}
 	body := make([]byte, length-1)
 	if _, err := io.ReadFull(e.in, body); err != nil {
 		return err
 	}
-	id, rest, ok := cutUint32(body)
-	name, args, ok2 := cutString(rest)
-	if answer := extensions[name]; ok && ok2 && answer != nil {
+	id, args, ok := cutUint32(body)
+	answer := requests[kind]
+	if kind == fxpExtended {
+		var name string
+		name, args, _ = cutString(args)
+		answer = extensions[name]
+	}
+	if ok && answer != nil {
 		e.header, e.left = nil, 0
 		return e.answer(id, answer, args)
 	}
 	e.header, e.left = append(header, body...), 0
+	if kind == fxpOpen {
+		e.open(id, args)
+	}
+	e.pass(kind)
 	return nil
 }
 
+// pass counts a request that goes to the server. Two writes to the end of a file
+// must not overtake each other, as they do in the server.
+func (e *extended) pass(kind byte) {
+	if kind == fxpInit {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for kind == fxpWrite && e.appends && e.pending > 0 {
+		e.answered.Wait()
+	}
+	e.pending++
+}
+
+// answer does what the server does not, once it has done all before.
 func (e *extended) answer(id uint32, f func([]byte) ([]byte, error), args []byte) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.pending > 0 {
+		e.answered.Wait()
+	}
 	reply, err := f(args)
 	if err != nil {
 		reply = sftpStatus(err)
@@ -132,8 +185,6 @@ func (e *extended) answer(id uint32, f func([]byte) ([]byte, error), args []byte
 	packet = append(packet, reply[0])
 	packet = binary.BigEndian.AppendUint32(packet, id)
 	packet = append(packet, reply[1:]...)
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	_, err = e.out.Write(packet)
 	return err
 }
@@ -152,6 +203,11 @@ func (e *extended) Write(b []byte) (int, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.pending--
+	e.answered.Signal() // to the one reader
+	if e.opening != nil {
+		e.opened(e.begun[4:])
+	}
 	_, err := e.out.Write(e.begun)
 	e.begun = e.begun[:0]
 	return len(b), err
@@ -187,21 +243,11 @@ func sftpLimits([]byte) ([]byte, error) {
 // sftpSync writes to disk every file that this process has open: the handle's is
 // among them.
 func sftpSync([]byte) ([]byte, error) {
-	dir, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return nil, err
+	files, err := regularFiles()
+	for fd := range files {
+		err = errors.Join(err, unix.Fsync(fd))
 	}
-	for _, entry := range dir {
-		fd, err := strconv.Atoi(entry.Name())
-		var st unix.Stat_t
-		if err != nil || unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-			continue
-		}
-		if err := unix.Fsync(fd); err != nil {
-			return nil, err
-		}
-	}
-	return sftpStatus(nil), nil
+	return sftpStatus(nil), err
 }
 
 // Attributes that lsetstat may set (draft-ietf-secsh-filexfer-02 §5).

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -174,6 +175,82 @@ func TestSFTPExtensions(t *testing.T) {
 	}
 	if to, err := os.Readlink(filepath.Join(home, "made")); err != nil || to != "target/file" {
 		t.Errorf("the link leads to %q, %v", to, err)
+	}
+}
+
+// What a client would lose by the library's own ways is not lost.
+func TestSFTPLosesNothing(t *testing.T) {
+	a := startAgent(t)
+	c, _ := startSFTP(t, a)
+	a.output(t, "cd ~ && echo one > file && echo two > other && mkdir empty && ln -s other link && ln -s nowhere dangling")
+	for _, q := range []struct {
+		what  string
+		kind  byte
+		paths []string
+		want  int
+	}{
+		{"rmdir of a file", fxpRmdir, []string{"file"}, 4},
+		{"remove of a directory", fxpRemove, []string{"empty"}, 4},
+		{"rename to a file", fxpRename, []string{"file", "other"}, 4},
+		{"rename to a link", fxpRename, []string{"file", "dangling"}, 4},
+		{"rename to itself", fxpRename, []string{"file", "file"}, 4},
+		{"rename of nothing", fxpRename, []string{"nothing", "new"}, 2},
+		{"rename without a new name", fxpRename, []string{"file"}, 4},
+		{"remove of nothing", fxpRemove, []string{"nothing"}, 2},
+		{"remove of a link", fxpRemove, []string{"link"}, 0},
+		{"rename", fxpRename, []string{"file", "renamed"}, 0},
+		{"rename of a directory", fxpRename, []string{"empty", "moved"}, 0},
+		{"rmdir", fxpRmdir, []string{"moved"}, 0},
+	} {
+		if got := status(c.ask(q.kind, q.paths...)); got != q.want {
+			t.Errorf("%s: status %d; want %d", q.what, got, q.want)
+		}
+	}
+	if got := a.output(t, "cd ~ && ls && cat renamed other"); got != "dangling\nother\nrenamed\none\ntwo" {
+		t.Errorf("left is %q", got)
+	}
+}
+
+// To append is to write at the end, whatever the client says of where: asyncssh
+// says 0. What is sent at once comes in that order.
+func TestSFTPAppend(t *testing.T) {
+	a := startAgent(t)
+	c, _ := startSFTP(t, a)
+	a.output(t, "cd ~ && echo first > log")
+	const write, create, appends = 2, 8, 4
+	open := func(path string, flags byte) string {
+		c.send(append(appendString([]byte{fxpOpen, 0, 0, 0, 7}, path), 0, 0, 0, flags, 0, 0, 0, 0))
+		kind, body := c.answer()
+		if kind != fxpHandle {
+			t.Fatalf("open %s: %d %q", path, kind, body)
+		}
+		h, _, _ := cutString(body)
+		return h
+	}
+	plain := open("log", write)
+	log, made := open("log", write|appends), open("made", write|create|appends)
+	at0 := func(handle, text string) {
+		c.send(appendString(append(appendString([]byte{fxpWrite, 0, 0, 0, 7}, handle), make([]byte, 8)...), text))
+	}
+	var want strings.Builder
+	for i := range 200 {
+		line := fmt.Sprintf("%d %s\n", i, strings.Repeat("x", 10*i))
+		want.WriteString(line)
+		at0(log, line)
+		at0(made, line)
+	}
+	at0(plain, "F")
+	for range 401 {
+		if got := status(c.answer()); got != 0 {
+			t.Fatalf("write: status %d", got)
+		}
+	}
+	home := filepath.Join(a.dir, "home")
+	if got := read(t, home+"/log"); got != "First\n"+want.String() {
+		t.Errorf("log has %d bytes, or others: %.100q", len(got), got)
+	}
+	if got := read(t, home+"/made"); got != want.String() {
+		t.Errorf("made has %d bytes, or others: %.100q", len(got), got)
 	}
 }
 
