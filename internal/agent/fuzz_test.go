@@ -105,27 +105,48 @@ func FuzzSFTP(f *testing.F) {
 		}
 		return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
 	}
-	f.Add(append(packet(1, 3), packet(fxpExtended, 7, "answered", "x")...))
-	f.Add(append(packet(fxpExtended, 7, "passed on", "x"), packet(3, 9, "/a", "b")...))
+	f.Add(append(packet(fxpInit, 3), packet(fxpExtended, 7, "answered", "x")...))
+	f.Add(append(packet(fxpExtended, 7, "passed on", "x"), packet(fxpWrite, 9, "/a", "b")...))
+	f.Add(packet(fxpOpen, 1, "/nowhere", "\x00\x00\x00\x04"))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, fxpExtended})
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 1, fxpExtended})
-	real := extensions
-	f.Cleanup(func() { extensions = real })
+	knownExtensions, knownRequests := extensions, requests
+	f.Cleanup(func() { extensions, requests = knownExtensions, knownRequests })
 	asked := 0
-	extensions = map[string]func([]byte) ([]byte, error){"answered": func(args []byte) ([]byte, error) {
+	deny := func(args []byte) ([]byte, error) {
 		asked += len(args)
 		return nil, os.ErrPermission
-	}}
+	}
+	extensions = map[string]func([]byte) ([]byte, error){"answered": deny}
+	requests = map[byte]func([]byte) ([]byte, error){fxpRemove: deny}
 	f.Fuzz(func(t *testing.T, says []byte) {
 		var out bytes.Buffer
 		asked = 0
-		e := &extended{in: iotest.HalfReader(bytes.NewReader(says)), out: nopCloser{&out}}
-		passed, err := io.ReadAll(iotest.OneByteReader(e))
-		if len(passed)+asked > len(says) {
-			t.Errorf("%d bytes passed on and %d answered, of %d", len(passed), asked, len(says))
+		e := newExtended(iotest.HalfReader(bytes.NewReader(says)), nopCloser{&out})
+		e.greeted = true
+		passed := 0
+		for server := io.Reader(iotest.OneByteReader(e)); ; { // the library's
+			length := make([]byte, 4)
+			if _, err := io.ReadFull(server, length); err != nil {
+				break
+			}
+			n := binary.BigEndian.Uint32(length)
+			if n == 0 || n > maxSFTPPacket {
+				break
+			}
+			body := make([]byte, n)
+			if _, err := io.ReadFull(server, body); err != nil {
+				break
+			}
+			if !bytes.Contains(says, append(length, body...)) {
+				t.Fatalf("the server gets %q of %q", body, says)
+			}
+			if passed += len(body); body[0] != fxpInit {
+				_, _ = e.Write(packet(fxpStatus, 0, ""))
+			}
 		}
-		if out.Len() == 0 && err == nil && !bytes.HasPrefix(says, passed) {
-			t.Errorf("%q passed on of %q", passed, says)
+		if passed+asked > len(says) {
+			t.Errorf("%d bytes passed on and %d answered, of %d", passed, asked, len(says))
 		}
 		for b := out.Bytes(); len(b) > 0; {
 			n, rest, ok := cutUint32(b)

@@ -65,9 +65,7 @@ var requests = map[byte]func(args []byte) ([]byte, error){
 func ServeSFTP(in io.Reader, out io.WriteCloser) error {
 	// No WithServerWorkingDirectory: it would make symbolic links' relative
 	// targets absolute.
-	e := &extended{in: bufio.NewReaderSize(in, 64<<10), out: out}
-	e.answered.L = &e.mu
-	s, err := sftp.NewServer(e, sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
+	s, err := sftp.NewServer(newExtended(bufio.NewReaderSize(in, 64<<10), out), sftp.WithAllocator(), sftp.WithMaxTxPacket(maxSFTPPacket))
 	if err != nil {
 		return err
 	}
@@ -96,6 +94,12 @@ type extended struct {
 	pending  int        // requests that the server has and has not answered
 	answered sync.Cond  // pending has become less
 	opening  *appending // the file that the server is opening to append to, if it is
+}
+
+func newExtended(in io.Reader, out io.WriteCloser) *extended {
+	e := &extended{in: in, out: out}
+	e.answered.L = &e.mu
+	return e
 }
 
 // Read passes on what is meant for the server.
