@@ -69,6 +69,8 @@ type conn struct {
 	files     *hold  // the same to a files session
 	terminals map[*channel]struct{}
 	remotes   map[string]*remote
+	asks      int           // requests about forwards
+	settled   chan struct{} // closed once all of them are answered; nil if they are
 
 	work sync.WaitGroup // channels and goroutines
 }

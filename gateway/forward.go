@@ -58,6 +58,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 			_ = nc.Reject(reason, fault.For(err).Say)
 			return
 		}
+		c.settle(c.ctx)
 		far, err := a.Container.Dial(c.ctx, network, address)
 		if err != nil {
 			c.log.Debug("forward", "err", err)

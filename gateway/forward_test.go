@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -228,6 +229,30 @@ func TestRemoteForward(t *testing.T) {
 	}
 	_ = client.Close()
 	eventually(t, "the end of the socket", func() bool { _, err := os.Lstat(path); return err != nil })
+}
+
+// A command and a forward find what the client has asked for before them, though
+// it did not wait for the answer: ssh -R does not.
+func TestRemoteForwardComesFirst(t *testing.T) {
+	w := newWorld(t)
+	client := w.dial("alice", "thesis")
+	exec(t, client, "true") // the session is there
+	dir := filepath.Dir(socketPath(t))
+	ask := func(name string) (path string) {
+		for i := range 40 {
+			path = filepath.Join(dir, fmt.Sprint(name, i))
+			_, _, err := client.SendRequest("streamlocal-forward@openssh.com", false, gossh.Marshal(struct{ Path string }{path}))
+			must(t, err)
+		}
+		return path
+	}
+	last := ask("a")
+	if got := exec(t, client, "ls "+last); got.exit != 0 {
+		t.Errorf("a command: %v", got)
+	}
+	if _, err := client.Dial("unix", ask("b")); err != nil {
+		t.Errorf("a forward: %v", err)
+	}
 }
 
 // Ten thousand forwards are too many, and cost nobody anything.

@@ -85,6 +85,7 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 			ch.cmd.Env = append(ch.cmd.Env, env...)
 		}
 	}
+	ch.conn.settle(ch.ctx)
 	ch.measure()
 	ctx, cancel := context.WithTimeout(ch.ctx, startTime)
 	proc, err := a.Container.Exec(ctx, ch.cmd)

@@ -55,6 +55,7 @@ func (r *remote) close() {
 func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok bool, payload []byte) {
 	c := connOf(ctx)
 	sc, _ := ctx.Value(ssh.ContextKeyConn).(*gossh.ServerConn) // the library has set it before any request
+	defer c.asked()()
 	guard(c.log, func() {
 		switch req.Type {
 		case "tcpip-forward":
@@ -70,6 +71,49 @@ func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok
 		}
 	}, func() { _ = c.Close() })
 	return ok, payload
+}
+
+// lull is how long after the last answer about forwards nothing more must have
+// been asked. The library takes the next request in far less.
+const lull = 5 * time.Millisecond
+
+// asked notes that a request about forwards has come; the function that it
+// returns, that it is answered.
+func (c *conn) asked() (answered func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asks++
+	this := c.asks
+	if c.settled == nil {
+		c.settled = make(chan struct{})
+	}
+	return func() {
+		time.AfterFunc(lull, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.asks == this {
+				close(c.settled)
+				c.settled = nil
+			}
+		})
+	}
+}
+
+// settle waits until what the client has asked about forwards is answered, or
+// ctx ends. sshd does one thing after the other, and ssh -R relies on it: it
+// waits for no answer, but its command finds the port. The library hands over
+// requests and channels by two ways, on which they overtake each other.
+func (c *conn) settle(ctx context.Context) {
+	c.mu.Lock()
+	settled := c.settled
+	c.mu.Unlock()
+	if settled == nil {
+		return
+	}
+	select {
+	case <-settled:
+	case <-ctx.Done():
+	}
 }
 
 // A remote's key is what the client cancels it by.
