@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -102,6 +103,8 @@ const helloTime = 200 * time.Millisecond
 
 // hello returns the client's version line (RFC 4253 §4.2) before the library
 // reads it, or "" if it does not come soon. It is called once, before any Read.
+// A peer that says something else is told so, in sshd's words, and is gone: the
+// library would pass over lines for as long as a handshake may take.
 func (c *conn) hello() string {
 	if err := c.Conn.SetReadDeadline(time.Now().Add(helloTime)); err != nil {
 		return ""
@@ -118,7 +121,11 @@ func (c *conn) hello() string {
 	if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
 		return ""
 	}
-	version, _, _ := strings.Cut(string(line), "\n")
+	version, _, whole := strings.Cut(string(line), "\n")
+	if whole && !strings.HasPrefix(version, "SSH-") {
+		_, _ = io.WriteString(c.Conn, "Invalid SSH identification string.\r\n")
+		_ = c.Close()
+	}
 	return strings.TrimSuffix(version, "\r")
 }
 

@@ -236,6 +236,23 @@ func TestRevokedWhenTheStoreIsDown(t *testing.T) {
 	}
 }
 
+// What is no SSH client hears so at once, and its place is free again.
+func TestNotSSH(t *testing.T) {
+	w := newWorld(t, func(cfg *config.Config, _ *Server) { cfg.SSH.MaxPerSource = 1 })
+	for _, greeting := range []string{"\n", "GET / HTTP/1.0\r\n\r\n"} {
+		conn, err := net.Dial("tcp", w.addr)
+		must(t, err)
+		must(t, conn.SetDeadline(time.Now().Add(patience/2)))
+		_, err = io.WriteString(conn, greeting)
+		must(t, err)
+		if got, err := io.ReadAll(conn); string(got) != "Invalid SSH identification string.\r\n" || err != nil {
+			t.Errorf("%q: %q, %v", greeting, got, err)
+		}
+		must(t, conn.Close())
+	}
+	w.dial("alice", "thesis")
+}
+
 // Whatever its size and cipher, a packet is sent whole and at once: also when
 // it is just as long as what the library's writer holds, 4096 bytes.
 func TestNoPacketIsHeldBack(t *testing.T) {
