@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +27,7 @@ const SFTPServer = "sftp-server"
 const (
 	fxpInit          = 1
 	fxpOpen          = 3
+	fxpClose         = 4
 	fxpWrite         = 6
 	fxpRemove        = 13
 	fxpRmdir         = 15
@@ -41,8 +44,8 @@ const (
 )
 
 // extensions are the requests of OpenSSH's (PROTOCOL §4) that the library
-// lacks and that are answered here. copy-data, which would need the library's
-// handles, and users-groups-by-id@openssh.com are not among them.
+// lacks and that are answered here, besides copyData;
+// users-groups-by-id@openssh.com is not among them.
 var extensions = map[string]func(args []byte) ([]byte, error){
 	"limits@openssh.com":      sftpLimits,
 	"fsync@openssh.com":       sftpSync,
@@ -50,6 +53,9 @@ var extensions = map[string]func(args []byte) ([]byte, error){
 	"expand-path@openssh.com": sftpExpand,
 	"home-directory":          sftpHome,
 }
+
+// copyData is the extension that needs to know what the library has open.
+const copyData = "copy-data"
 
 // requests are those that the library does otherwise than OpenSSH's server, so
 // that something would be lost: it removes files and directories alike, and has
@@ -89,6 +95,8 @@ type extended struct {
 	begun   []byte // of the packet that the server writes
 	greeted bool   // the server has sent its version
 	appends bool   // the client has opened a file to append to
+
+	handles handles
 
 	mu       sync.Mutex // held while a packet is written
 	pending  int        // requests that the server has and has not answered
@@ -132,7 +140,7 @@ func (e *extended) next() error {
 		return nil
 	}
 	kind := header[4]
-	whole := kind == fxpExtended || kind == fxpOpen || requests[kind] != nil
+	whole := kind == fxpExtended || kind == fxpOpen || kind == fxpClose || requests[kind] != nil
 	if !whole || length > maxExtension {
 		e.pass(kind)
 		return nil
@@ -146,13 +154,16 @@ func (e *extended) next() error {
 	if kind == fxpExtended {
 		var name string
 		name, args, _ = cutString(args)
-		answer = extensions[name]
+		if answer = extensions[name]; name == copyData {
+			answer = e.handles.copyData
+		}
 	}
 	if ok && answer != nil {
 		e.header, e.left = nil, 0
 		return e.answer(id, answer, args)
 	}
 	e.header, e.left = append(header, body...), 0
+	e.handles.request(kind, id, args)
 	if kind == fxpOpen {
 		e.open(id, args)
 	}
@@ -205,6 +216,7 @@ func (e *extended) Write(b []byte) (int, error) {
 	if len(e.begun) < 4 || len(e.begun) < 4+int(binary.BigEndian.Uint32(e.begun)) {
 		return len(b), nil
 	}
+	e.handles.answer(e.begun)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.pending--
@@ -224,7 +236,7 @@ func (e *extended) greet(b []byte) error {
 		return nil
 	}
 	packet := e.begun
-	for name := range extensions {
+	for _, name := range append(slices.Collect(maps.Keys(extensions)), copyData) {
 		packet = appendString(appendString(packet, name), "1")
 	}
 	binary.BigEndian.PutUint32(packet, uint32(len(packet)-4))

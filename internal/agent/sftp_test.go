@@ -120,7 +120,7 @@ func TestSFTPExtensions(t *testing.T) {
 	c, offered := startSFTP(t, a)
 	for _, want := range []string{
 		"posix-rename@openssh.com", "statvfs@openssh.com", "hardlink@openssh.com", "limits@openssh.com",
-		"fsync@openssh.com", "lsetstat@openssh.com", "expand-path@openssh.com", "home-directory",
+		"fsync@openssh.com", "lsetstat@openssh.com", "expand-path@openssh.com", "home-directory", "copy-data",
 	} {
 		if !slices.Contains(offered, want) {
 			t.Errorf("%s is not offered, but %v", want, offered)
@@ -146,7 +146,7 @@ func TestSFTPExtensions(t *testing.T) {
 	if got := status(c.extended("expand-path@openssh.com", "~nobody-of-that-name")); got != 2 {
 		t.Errorf("~ of nobody: status %d; want no such file", got)
 	}
-	if got := status(c.extended("copy-data", "1")); got != 8 {
+	if got := status(c.extended("users-groups-by-id@openssh.com", "1")); got != 8 {
 		t.Errorf("an extension that is not there: status %d; want unsupported", got)
 	}
 	if got := status(c.extended("fsync@openssh.com", "1")); got != 0 {
@@ -320,5 +320,66 @@ func TestSFTPHostile(t *testing.T) {
 	}
 	if got := status(c.extended("expand-path@openssh.com")); got != 4 {
 		t.Errorf("expand-path of nothing: status %d; want failure", got)
+	}
+}
+
+// copy-data copies between open files, also to one that may not be opened for
+// writing again.
+func TestSFTPCopyData(t *testing.T) {
+	a := startAgent(t)
+	c, _ := startSFTP(t, a)
+	home := filepath.Join(a.dir, "home")
+	data := strings.Repeat("0123456789", maxSFTPCopy/8)
+	must(t, os.WriteFile(filepath.Join(home, "from"), []byte(data), 0o644))
+	must(t, os.Chown(filepath.Join(home, "from"), testUID, testGID))
+	open := func(path string, flags byte, attributes ...byte) string {
+		c.send(append(append(appendString([]byte{fxpOpen, 0, 0, 0, 7}, path), 0, 0, 0, flags), append([]byte{0, 0, 0}, attributes...)...))
+		kind, body := c.answer()
+		if kind != fxpHandle {
+			t.Fatalf("open %s: status %d", path, status(kind, body))
+		}
+		h, _, _ := cutString(body)
+		return h
+	}
+	const read, create = 1, 2 | 8
+	from, to := open("from", read, 0), open("to", create, attrMode, 0, 0, 1, 0o44) // 0444
+	copied := func(from string, offset, length uint64, to string, at uint64) int {
+		packet := appendString(appendString([]byte{fxpExtended, 0, 0, 0, 7}, "copy-data"), from)
+		packet = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(packet, offset), length)
+		c.send(binary.BigEndian.AppendUint64(appendString(packet, to), at))
+		return status(c.answer())
+	}
+	for _, q := range []struct {
+		offset, length, at uint64
+		want               string
+	}{
+		{0, 0, 0, data},
+		{5, 3, 1, "0567" + data[4:]},
+		{uint64(len(data)) - 2, 10, uint64(len(data)), "0567" + data[4:] + "89"},
+		{uint64(len(data)) + 5, 0, 0, "0567" + data[4:] + "89"},
+	} {
+		if got := copied(from, q.offset, q.length, to, q.at); got != 0 {
+			t.Errorf("%d bytes from %d: status %d", q.length, q.offset, got)
+		}
+		if got, err := os.ReadFile(filepath.Join(home, "to")); err != nil || string(got) != q.want {
+			t.Errorf("%d bytes from %d: the file has %d bytes, or others; want %d; %v", q.length, q.offset, len(got), len(q.want), err)
+		}
+	}
+	if got := status(c.ask(fxpClose, to)); got != 0 {
+		t.Errorf("close: status %d", got)
+	}
+	for what, q := range map[string]struct {
+		from, to string
+		offset   uint64
+	}{
+		"a closed handle": {from, to, 0}, "a handle to write": {from, from, 0}, "no handle": {"", from, 0},
+		"one file": {from, open("from", read|2, 0), 0}, "a negative offset": {from, open("to2", create, 0), 1 << 63},
+	} {
+		if got := copied(q.from, q.offset, 0, q.to, 0); got != 4 {
+			t.Errorf("%s: status %d; want failure", what, got)
+		}
+	}
+	if got := status(c.extended("copy-data", from)); got != 4 {
+		t.Errorf("a request cut short: status %d; want failure", got)
 	}
 }
