@@ -23,8 +23,10 @@ const (
 	pollEvery = 50 * time.Millisecond // how often to look whether it has
 )
 
-// binDir holds ds01 and ds01-agent as the scenarios use them.
-var binDir string
+var (
+	binDir     string // where ds01 and ds01-agent are, as the scenarios use them
+	regressDir string // where OpenSSH's own regression scripts are
+)
 
 func TestMain(m *testing.M) {
 	testscript.Main(suite{m}, map[string]func(){
@@ -64,8 +66,9 @@ func given(name string) (found bool) {
 	return found
 }
 
-// prepare checks for Docker, the base image and the clients, and builds ds01
-// (with race detector and fault points) and its agent into dir.
+// prepare checks for Docker, the base image, the clients and the scripts that
+// drive them, and builds ds01 (with race detector and fault points) and its
+// agent into dir.
 func prepare(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -73,7 +76,8 @@ func prepare(dir string) error {
 		return fmt.Errorf("docker has no image %s: %w\n%s", baseImage, err, out)
 	}
 	for _, tool := range []string{
-		"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "dbclient", "lftp", "sshfs", "rclone", "ansible-playbook", "node", "Xvfb", "xauth",
+		"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "plink", "puttygen", "dbclient", "lftp", "sshfs",
+		"rclone", "ansible-playbook", "node", "Xvfb", "xauth",
 	} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err
@@ -82,7 +86,11 @@ func prepare(dir string) error {
 	if _, err := findBrowser(); err != nil {
 		return err
 	}
-	for _, installed := range []string{codeServer, nodePath() + "/ssh2"} {
+	var err error
+	if regressDir, err = filepath.Abs("../../.cache/openssh-tests"); err != nil {
+		return err
+	}
+	for _, installed := range []string{codeServer, nodePath() + "/ssh2", regressDir + "/test-exec.sh"} {
 		if _, err := os.Stat(installed); err != nil {
 			return err
 		}

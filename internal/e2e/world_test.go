@@ -66,6 +66,7 @@ func setup(env *testscript.Env) error {
 	env.Values[worldKey{}] = w
 	env.Defer(func() { w.end() })
 
+	env.Setenv("REGRESS", regressDir)
 	env.Setenv("DS01_CONFIG", env.WorkDir+"/ds01.yaml")
 	env.Setenv("DS01_DB", env.WorkDir+"/state/ds01.db")
 	env.Setenv("HOME", env.WorkDir)
