@@ -132,6 +132,36 @@ func TestKeepalivesAreAnswered(t *testing.T) {
 	}
 }
 
+// A client that waits for a launch is answered all the same, on its connection
+// and on the channel that waits.
+func TestAnswersDuringALaunch(t *testing.T) {
+	w := newWorld(t)
+	reached, release := w.slow()
+	client := w.dial("alice", "thesis")
+	session, err := client.NewSession()
+	must(t, err)
+	must(t, session.Start("exit 7"))
+	receive(t, "the launch", reached)
+	began := time.Now()
+	if ok, _, err := client.SendRequest("keepalive@openssh.com", true, nil); ok || err != nil {
+		t.Errorf("keepalive: %v, %v", ok, err)
+	}
+	if ok, err := session.SendRequest("winadj@putty.projects.tartarus.org", true, nil); ok || err != nil {
+		t.Errorf("winadj: %v, %v", ok, err)
+	}
+	if _, err := client.Dial("unix", "/"+strings.Repeat("x", 200)); err == nil {
+		t.Error("a socket with an impossible path answers")
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the answers took %v", took)
+	}
+	release()
+	var exit *gossh.ExitError
+	if err := session.Wait(); !errors.As(err, &exit) || exit.ExitStatus() != 7 {
+		t.Errorf("after the launch: %v", err)
+	}
+}
+
 func (w *world) fingerprint(user string) string {
 	return gossh.FingerprintSHA256(w.users[user].PublicKey())
 }
