@@ -84,6 +84,22 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 	if state == Idle {
 		s.armIdle()
 	}
+	if s.m.OnUp == nil || s.files {
+		return
+	}
+	shown := s.snapshot()
+	s.m.spawnLocked(func() {
+		ctx, cancel := context.WithCancel(s.m.ctx)
+		defer cancel()
+		s.m.work.Go(func() {
+			select {
+			case <-s.gone:
+				cancel()
+			case <-ctx.Done():
+			}
+		})
+		s.m.OnUp(ctx, shown, c)
+	})
 }
 
 // hold adds a to those who hold s; the first one ends the idle time. The

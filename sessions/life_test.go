@@ -188,3 +188,35 @@ func TestNothingIsTouchedWhileTheEngineIsAway(t *testing.T) {
 		}
 	})
 }
+
+// OnUp is told of every session with a container that people log into, launched
+// or adopted, for as long as that is there.
+func TestOnUp(t *testing.T) {
+	w := newWorld(t)
+	type up struct {
+		ctx context.Context
+		s   sessions.Session
+		c   sessions.Container
+	}
+	ups := make(chan up, 4)
+	w.OnUp = func(ctx context.Context, s sessions.Session, c sessions.Container) {
+		ups <- up{ctx, s, c}
+		<-ctx.Done()
+	}
+	p := w.project("alice", "thesis", 1)
+	w.files(w.project("alice", "other", 0)).Detach()
+	w.attach(p).Detach()
+	first := <-ups
+	if first.s.Project != p.Ref || first.c == nil || len(ups) > 0 {
+		t.Errorf("told of %+v, and %d more", first.s, len(ups))
+	}
+	if err := w.Retire(t.Context(), p.Ref, "alice", "retired by alice"); err != nil {
+		t.Fatal(err)
+	}
+	<-first.ctx.Done()
+
+	w.attach(p).Detach()
+	second := <-ups
+	w.restart()
+	<-second.ctx.Done()
+}

@@ -55,7 +55,7 @@ type Container interface {
 
 	// Listen binds address ("host:port" for tcp, port 0 for any; a path for
 	// unix, which is made with mode 0600). SSHAgent is unix at a path of the
-	// container's choice; address is "".
+	// container's choice; address is "". So is Console.
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 }
 
@@ -66,6 +66,10 @@ const (
 	SSHAgent  = "ssh-agent"
 	AgentLink = "current"
 )
+
+// Console is the network for Container.Listen of the socket where the console's
+// names lead in the container: connections are unixpacket, of the project's user.
+const Console = "console"
 
 // A Spec is everything a Runtime needs to know to make a session's container.
 type Spec struct {

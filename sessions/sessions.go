@@ -91,6 +91,10 @@ type Manager struct {
 	// OnStep, unless nil, is called for every step of every launch and end,
 	// before anything else happens. It is how tests kill a gateway there.
 	OnStep func(session string, s Step)
+	// OnUp, unless nil, is called in a goroutine of its own for every session
+	// that is launched or adopted and does more than move files. ctx ends with
+	// the container, and with Close, which waits for it.
+	OnUp func(ctx context.Context, s Session, c Container)
 
 	ctx    context.Context // from Start to Close
 	stop   context.CancelCauseFunc

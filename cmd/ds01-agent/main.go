@@ -4,14 +4,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/internal/door"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // The main goroutine keeps the main thread, whose credentials are process 1's
@@ -25,14 +31,41 @@ func main() {
 	}
 }
 
+// askConsole has the gateway run a command line of the console's.
+func askConsole(words []string) (exit int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	exit, err := door.Call(ctx, agent.ConsolePath, words, os.Stdin, os.Stdout, os.Stderr)
+	switch {
+	case err == nil:
+		return exit
+	case ctx.Err() != nil:
+		return 128 + int(syscall.SIGINT) // as a shell says it
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		err = fault.New(fault.ExitFailed, "try again in a moment: it may be restarting", "ds01 does not answer here")
+	}
+	f := fault.For(err)
+	fmt.Fprintf(os.Stderr, "ds01: %s\n", f.Say)
+	if f.Hint != "" {
+		fmt.Fprintf(os.Stderr, "ds01: %s\n", f.Hint)
+	}
+	return f.Exit
+}
+
 func run() error {
-	switch filepath.Base(os.Args[0]) {
+	switch name := filepath.Base(os.Args[0]); name {
 	case agent.SFTPServer:
 		return agent.ServeSFTP(os.Stdin, os.Stdout)
 	case agent.SCP:
 		os.Exit(agent.ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	case agent.Rsync:
 		return errors.New("this image has no rsync; add it there (apt-get install rsync), or use scp or sftp, which need nothing")
+	case "ds01":
+		os.Exit(askConsole(os.Args[1:]))
+	case "project", "container":
+		os.Exit(askConsole(append([]string{name}, os.Args[1:]...)))
+	case "container-list":
+		os.Exit(askConsole(append([]string{"container", "list"}, os.Args[1:]...)))
 	}
 	config, err := agent.ReadConfig(agent.MountDir)
 	if err != nil {

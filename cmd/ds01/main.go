@@ -21,6 +21,7 @@ import (
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/console"
+	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -167,7 +168,7 @@ func (p *program) socket() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(c.RunDir, console.Socket), nil
+	return filepath.Join(c.RunDir, door.Socket), nil
 }
 
 // pass has the gateway run cmd, which makes sense as it is.
@@ -193,7 +194,7 @@ func (p *program) call(words []string) error {
 	if err != nil {
 		return err
 	}
-	p.exit, err = console.Call(p.ctx, socket, words, p.stdin, p.stdout, p.stderr)
+	p.exit, err = door.Call(p.ctx, socket, words, p.stdin, p.stdout, p.stderr)
 	return err
 }
 

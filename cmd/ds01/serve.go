@@ -25,6 +25,7 @@ import (
 	"github.com/ds01/ds01/internal/console"
 	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/docker"
+	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
 	"github.com/ds01/ds01/keys"
@@ -159,17 +160,31 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	ledger := gpu.NewLedger(d)
 	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: probe, Runtime: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
+	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, Probe: probe,
+		DB: d, Log: h.log, Config: h.config.Load}
+	manager.OnUp = h.inside(backend)
 	if err := manager.Start(ctx); err != nil {
 		return err
 	}
 	h.opens(manager.Close)
 
-	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, Probe: probe,
-		DB: d, Log: h.log, Config: h.config.Load}
 	h.console = &console.Server{Backend: backend, Log: h.log}
 	h.gateway = &gateway.Server{Keys: h.keys, Sessions: manager, Config: h.config.Load,
 		Console: h.overSSH(backend), HostKeys: hostKeys, Log: h.log}
 	return nil
+}
+
+// inside returns what opens the console's door in each container.
+func (h *house) inside(backend *console.Backend) func(context.Context, sessions.Session, sessions.Container) {
+	return func(ctx context.Context, s sessions.Session, c sessions.Container) {
+		l, err := c.Listen(ctx, sessions.Console, "")
+		if err == nil {
+			err = console.Inside(backend, s.Project, h.log).ServeInside(ctx, l)
+		}
+		if err != nil && ctx.Err() == nil {
+			h.log.Warn("no console in a container", "session", s.ID, "project", s.Project.String(), "err", err)
+		}
+	}
 }
 
 // opens notes how to close a part that has just been opened.
@@ -222,7 +237,7 @@ func (h *house) listen(c *config.Config) error {
 		return fmt.Errorf("listen at %s: %w", c.Listen, err)
 	}
 	h.opens(ignoreClosed(h.listener.Close))
-	path := filepath.Join(c.RunDir, console.Socket)
+	path := filepath.Join(c.RunDir, door.Socket)
 	h.socket, err = fdmsg.Listen(path, 0o666)
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):

@@ -321,7 +321,7 @@ func (s *Server) makeTools() error {
 		return err
 	}
 	err = os.MkdirAll(s.tools, 0o755)
-	for _, name := range []string{SCP, Rsync} {
+	for _, name := range append([]string{SCP, Rsync}, consoleNames...) {
 		if e := os.Symlink(self, filepath.Join(s.tools, name)); !errors.Is(e, os.ErrExist) {
 			err = errors.Join(err, e)
 		}

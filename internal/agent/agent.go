@@ -29,6 +29,16 @@ const (
 	toolsDir   = "/.ds01/bin" // of what the image may lack, the last in the PATH
 )
 
+// Console is the network for Client.Listen of a socket where programs speak to
+// the gateway's console, as the door package does: ConsolePath in the container.
+const (
+	Console     = "console"
+	ConsolePath = agentsDir + "/console"
+)
+
+// consoleNames are what people type for the console; see cmd/ds01-agent.
+var consoleNames = []string{"ds01", "project", "container", "container-list"}
+
 // SSHAgent is the network for Client.Listen of a socket where programs ask the
 // client's ssh-agent (draft-ietf-sshm-ssh-agent). The container picks its path,
 // in a directory that has a link called AgentLink to the newest.

@@ -68,8 +68,8 @@ func (c *Client) Dial(ctx context.Context, network, address string) (net.Conn, e
 
 // Listen binds address in the container, as its user. network is tcp, with
 // port 0 for any, or unix, where the socket's file gets mode 0600 and goes away
-// with the listener, or SSHAgent, which is unix at a path of the container's
-// choice. The error is an *Error if the agent could not listen.
+// with the listener, or SSHAgent or Console, which are at a path of the
+// container's choice. The error is an *Error if the agent could not listen.
 func (c *Client) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	a, err := c.ask(ctx, request{Op: opListen, Network: network, Address: address}, nil, 1)
 	if err != nil {

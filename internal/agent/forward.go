@@ -48,8 +48,13 @@ func (s *Server) dial(conn *fdmsg.Conn, network, address string) {
 // socket's file it removes when the gateway has closed conn.
 func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 	forAgent := network == SSHAgent
-	if forAgent {
+	switch network {
+	case SSHAgent:
 		network, address = "unix", filepath.Join(s.agents, rand.Text())
+	case Console:
+		// One that a gateway has left behind, whose end is not noticed yet.
+		network, address = "unixpacket", filepath.Join(s.agents, filepath.Base(ConsolePath))
+		_ = s.asUser(func() error { return os.Remove(address) })
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialWait)
 	defer cancel()
@@ -63,7 +68,7 @@ func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 	})
 	ok := s.answer(conn, err, f)
 	closeFiles(f)
-	if network != "unix" || err != nil {
+	if network == "tcp" || err != nil {
 		return
 	}
 	if ok {
@@ -119,7 +124,7 @@ func (s *Server) linkAgent() {
 // listen binds address and returns the socket, and for a unix one its file.
 func listen(ctx context.Context, network, address string) (f *os.File, made os.FileInfo, err error) {
 	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		if network != "unix" {
+		if network == "tcp" {
 			return nil
 		}
 		// The file that bind makes has the mode of the socket.
@@ -149,7 +154,7 @@ func listen(ctx context.Context, network, address string) (f *os.File, made os.F
 func eachAddress(ctx context.Context, network, address string, f func(context.Context, string) error) error {
 	var all []string
 	switch network {
-	case "unix":
+	case "unix", "unixpacket":
 		if !filepath.IsAbs(address) {
 			return &Error{Kind: NotFound, Text: "the path of a socket must be absolute"}
 		}

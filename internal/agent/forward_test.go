@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ds01/ds01/internal/fdmsg"
 	"golang.org/x/sys/unix"
 )
 
@@ -173,4 +174,42 @@ func TestListenUnix(t *testing.T) {
 	if got := read(t, path); got != "mine" {
 		t.Errorf("the file holds %q", got)
 	}
+}
+
+// The console's socket is the user's alone, carries messages with descriptors,
+// and takes the place of one that another gateway has left.
+func TestListenConsole(t *testing.T) {
+	noLeak(t)
+	a := startAgent(t)
+	left, err := a.Listen(t.Context(), Console, "")
+	must(t, err)
+	l, err := a.Listen(t.Context(), Console, "")
+	must(t, err)
+	must(t, left.Close()) // which does not take the new one away
+	must(t, a.Ping(t.Context()))
+	path := l.Addr().String()
+	fi, err := os.Stat(path)
+	must(t, err)
+	if st := fi.Sys().(*syscall.Stat_t); filepath.Base(path) != filepath.Base(ConsolePath) || fi.Mode() != os.ModeSocket|0o600 || st.Uid != testUID {
+		t.Errorf("the socket is %s, %v of %d", path, fi.Mode(), st.Uid)
+	}
+	near, err := fdmsg.Dial(path)
+	must(t, err)
+	defer near.Close()
+	accepted, err := l.Accept()
+	must(t, err)
+	far := fdmsg.New(accepted.(*net.UnixConn))
+	defer far.Close()
+	must(t, near.Send("hello", os.Stderr))
+	var said string
+	files, err := far.Recv(&said, 1)
+	if err != nil || said != "hello" || len(files) != 1 {
+		t.Errorf("the gateway gets %q with %d files, %v", said, len(files), err)
+	}
+	closeFiles(files...)
+	must(t, l.Close())
+	eventually(t, "the socket's file is removed", func() bool {
+		_, err := os.Lstat(path)
+		return errors.Is(err, os.ErrNotExist)
+	})
 }

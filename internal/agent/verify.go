@@ -57,7 +57,7 @@ func terminalMaster(f *os.File) (master *os.File, path string, err error) {
 // connectedSocket returns f, which must be a connected stream socket of
 // network, as a net.Conn with a descriptor of its own.
 func connectedSocket(f *os.File, network string) (net.Conn, error) {
-	if err := checkSocket(f, network, false); err != nil {
+	if err := checkSocket(f, network, unix.SOCK_STREAM, false); err != nil {
 		return nil, err
 	}
 	c, err := net.FileConn(f)
@@ -74,14 +74,18 @@ func connectedSocket(f *os.File, network string) (net.Conn, error) {
 	return nil, fmt.Errorf("the socket is a %T", c)
 }
 
-// listeningSocket returns f, which must be a listening stream socket of
+// listeningSocket returns f, which must be a listening socket of
 // network, as a net.Listener. It takes conn over, unless there is an error:
 // for a unix socket the agent removes its file when conn closes.
 func listeningSocket(f *os.File, network string, conn *fdmsg.Conn) (net.Listener, error) {
-	if network == SSHAgent {
+	kind := unix.SOCK_STREAM
+	switch network {
+	case SSHAgent:
 		network = "unix"
+	case Console:
+		network, kind = "unix", unix.SOCK_SEQPACKET
 	}
-	if err := checkSocket(f, network, true); err != nil {
+	if err := checkSocket(f, network, kind, true); err != nil {
 		return nil, err
 	}
 	l, err := net.FileListener(f)
@@ -94,9 +98,9 @@ func listeningSocket(f *os.File, network string, conn *fdmsg.Conn) (net.Listener
 	return &listener{Listener: l, conn: conn}, nil
 }
 
-// checkSocket makes sure that f is a stream socket of network's family that
-// listens or does not.
-func checkSocket(f *os.File, network string, listening bool) error {
+// checkSocket makes sure that f is a socket of that type and network's family
+// that listens or does not.
+func checkSocket(f *os.File, network string, kind int, listening bool) error {
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -115,7 +119,7 @@ func checkSocket(f *os.File, network string, listening bool) error {
 		}
 		inet := (domain == unix.AF_INET || domain == unix.AF_INET6) && proto == unix.IPPROTO_TCP
 		switch {
-		case typ != unix.SOCK_STREAM,
+		case typ != kind,
 			network == "unix" && domain != unix.AF_UNIX,
 			network != "unix" && !inet,
 			listening != (accepts != 0):

@@ -24,8 +24,9 @@ import (
 
 // A Caller is who asks, as a door has made sure of it.
 type Caller struct {
-	User  string // "" for the host's root without a ds01 user
-	Admin bool
+	User   string // "" for the host's root without a ds01 user
+	Admin  bool
+	Inside *sessions.Ref // the project in whose container they ask, or nil
 }
 
 // CallerFor returns the caller that a door has found to be u.

@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -62,7 +63,7 @@ func (c *call) sessions(ended bool) ([]sessions.Session, error) {
 	}
 	var own []sessions.Session
 	for _, s := range all {
-		if s.Project.Owner == c.caller.User {
+		if s.Project.Owner == c.caller.User && c.sees(s.Project) {
 			own = append(own, s)
 		}
 	}
@@ -216,6 +217,12 @@ func (c *call) containerRetire() *cobra.Command {
 				return err
 			}
 			by := c.caller.name()
+			if c.caller.Inside != nil { // who asks will hear nothing afterwards
+				if err := c.say(c.projectJSON(p), "retiring %s, which ends this login; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref)); err != nil {
+					return err
+				}
+				return c.Sessions.Retire(context.WithoutCancel(c.ctx), p.Ref, by, "retired by "+by)
+			}
 			if err := c.Sessions.Retire(c.ctx, p.Ref, by, "retired by "+by); err != nil {
 				return err
 			}

@@ -75,9 +75,11 @@ func (c *call) eventsSince(from time.Time) ([]eventJSON, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]eventJSON, len(found))
-	for i, e := range found {
-		rows[i] = eventJSON{e.ID, stamp(e.At), e.Kind, e.User, e.Project, e.Session, e.Detail}
+	rows := []eventJSON{}
+	for _, e := range found {
+		if in := c.caller.Inside; in == nil || e.Project == in.String() {
+			rows = append(rows, eventJSON{e.ID, stamp(e.At), e.Kind, e.User, e.Project, e.Session, e.Detail})
+		}
 	}
 	return rows, nil
 }

@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,9 @@ func (c *call) projects() *cobra.Command {
 // anybody's.
 func (c *call) find(name string) (sessions.Project, error) {
 	owner, _, dotted := strings.Cut(name, ".")
+	if in := c.caller.Inside; in != nil && name != in.Name && name != in.String() {
+		return sessions.Project{}, fault.New(fault.ExitNoSuch, "in a container there is only its own: "+in.Name, "no project %q here", name)
+	}
 	switch {
 	case c.caller.Admin && dotted:
 		return c.Sessions.Find(c.ctx, owner, name)
@@ -117,17 +121,23 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	return c.say(c.projectJSON(p), done, c.called(p.Ref), c.Sessions.Workspace(p.Ref))
 }
 
+// ownProjects returns the projects that the caller may name, by name.
+func (c *call) ownProjects() ([]sessions.Project, error) {
+	whose := c.caller.User
+	if c.caller.Admin {
+		whose = ""
+	}
+	all, err := c.Sessions.Projects(c.ctx, whose)
+	return slices.DeleteFunc(all, func(p sessions.Project) bool { return !c.sees(p.Ref) }), err
+}
+
 func (c *call) projectList() *cobra.Command {
 	return c.leaf(leaf{
 		use:     "list",
 		short:   "List your projects; for admins, everybody's",
 		example: "ds01 project list --json",
 		run: func(*cobra.Command, []string) error {
-			whose := c.caller.User
-			if c.caller.Admin {
-				whose = ""
-			}
-			all, err := c.Sessions.Projects(c.ctx, whose)
+			all, err := c.ownProjects()
 			if err != nil {
 				return err
 			}

@@ -6,41 +6,25 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
-)
-
-// What goes over the host's socket. The client sends a request with its three
-// standard descriptors. The server answers with messages: any number that ask
-// to open a file, each answered by an opened with the descriptor, and one that
-// has the exit status.
-type (
-	request struct {
-		Args    []string `json:"args"`
-		TTY     bool     `json:"tty"`
-		Columns int      `json:"columns"`
-	}
-	message struct {
-		Open string `json:"open,omitempty"`
-		Exit *int   `json:"exit,omitempty"`
-		Say  string `json:"say,omitempty"` // for stderr, where the server has none
-	}
-	opened struct {
-		Error string `json:"error,omitempty"`
-	}
+	"github.com/ds01/ds01/sessions"
 )
 
 const (
 	askTime   = 10 * time.Second // for a client's request
 	closeTime = 3 * time.Second  // for commands to notice the server's end
 	maxCalls  = 64               // at once, root's apart
-	maxOwn    = 8                // of one host account
+	maxOwn    = 8                // of one host account, or one container
+	insider   = math.MaxUint32   // stands for all uids of a container
 )
 
 // A Server is the host's door: a unix socket where the kernel says who asks.
@@ -50,6 +34,7 @@ type Server struct {
 
 	// account looks up who a uid is; nil asks the host.
 	account func(uid uint32) (account, error)
+	inside  *sessions.Ref // the project whose container's door it is, or nil
 
 	live sync.WaitGroup
 
@@ -63,6 +48,16 @@ func (s *Server) Serve(ctx context.Context, l *fdmsg.Listener) error {
 	if s.account == nil {
 		s.account = hostAccount
 	}
+	return s.serveAll(ctx, l)
+}
+
+// A listener is where clients come.
+type listener interface {
+	Accept() (*fdmsg.Conn, error)
+	Close() error
+}
+
+func (s *Server) serveAll(ctx context.Context, l listener) error {
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	for {
 		conn, err := l.Accept()
@@ -109,12 +104,12 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 	}
 	_ = conn.SetDeadline(time.Now().Add(askTime))
 	if !s.enter(peer.Uid) {
-		_ = conn.Send(message{Exit: new(fault.ExitFailed), Say: "too many commands are running here; try again in a moment"})
+		_ = conn.Send(door.Message{Exit: new(fault.ExitFailed), Say: "too many commands are running here; try again in a moment"})
 		return
 	}
 	defer s.leave(peer.Uid)
 
-	var req request
+	var req door.Request
 	files, err := conn.Recv(&req, 3)
 	defer func() {
 		for _, f := range files {
@@ -142,14 +137,17 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 		TTY: req.TTY, Columns: req.Columns, Open: client.open,
 	})
 	_ = conn.SetDeadline(time.Now().Add(askTime))
-	_ = conn.Send(message{Exit: &exit})
+	_ = conn.Send(door.Message{Exit: &exit})
 	cancel()
 	_ = conn.Close()
 	reader.Wait()
 }
 
 // run finds out who uid is and runs their command.
-func (s *Server) run(ctx context.Context, uid uint32, req request, streams IO) (exit int) {
+func (s *Server) run(ctx context.Context, uid uint32, req door.Request, streams IO) (exit int) {
+	if s.inside != nil { // whoever they are in there
+		return s.Backend.Run(ctx, Caller{User: s.inside.Owner, Inside: s.inside}, req.Args, streams)
+	}
 	caller, err := s.caller(ctx, uid)
 	if err != nil {
 		f := fault.For(err)
@@ -165,6 +163,9 @@ func (s *Server) run(ctx context.Context, uid uint32, req request, streams IO) (
 func (s *Server) enter(uid uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.inside != nil {
+		uid = insider
+	}
 	others := 0
 	for id, n := range s.calls {
 		if id != 0 {
@@ -184,6 +185,9 @@ func (s *Server) enter(uid uint32) bool {
 func (s *Server) leave(uid uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.inside != nil {
+		uid = insider
+	}
 	if s.calls[uid]--; s.calls[uid] == 0 {
 		delete(s.calls, uid)
 	}
@@ -198,7 +202,7 @@ type client struct {
 
 // An answer is what came of asking to open a file.
 type answer struct {
-	opened
+	door.Opened
 	file *os.File // nil with an error
 }
 
@@ -206,7 +210,7 @@ type answer struct {
 func (c *client) read() {
 	for {
 		var a answer
-		files, err := c.conn.Recv(&a.opened, 1)
+		files, err := c.conn.Recv(&a.Opened, 1)
 		if err != nil {
 			return
 		}
@@ -227,7 +231,7 @@ func (c *client) read() {
 
 // open is a command's IO.Open: the client opens the file, as who they are.
 func (c *client) open(path string) (io.ReadCloser, error) {
-	if err := c.conn.Send(message{Open: path}); err != nil {
+	if err := c.conn.Send(door.Message{Open: path}); err != nil {
 		return nil, fmt.Errorf("ask the caller for a file: %w", err)
 	}
 	select {

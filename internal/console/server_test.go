@@ -14,15 +14,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
 )
 
-// door serves b at a socket, to callers whose host account is who, and returns
+// hostDoor serves b at a socket, to callers whose host account is who, and returns
 // its path. At the end it must have let go of all that clients held.
-func door(t *testing.T, b *Backend, who account) (*Server, string) {
+func hostDoor(t *testing.T, b *Backend, who account) (*Server, string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), Socket)
+	path := filepath.Join(t.TempDir(), door.Socket)
 	l, err := fdmsg.Listen(path, 0o666)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func typed(t *testing.T, socket, stdin string, args ...string) (stdout, stderr s
 	if _, err := files[0].WriteAt([]byte(stdin), 0); err != nil {
 		t.Fatal(err)
 	}
-	exit, err := Call(t.Context(), socket, args, files[0], files[1], files[2])
+	exit, err := door.Call(t.Context(), socket, args, files[0], files[1], files[2])
 	if err != nil {
 		exit = Report(files[2], fault.For(err))
 	}
@@ -105,7 +106,7 @@ func typed(t *testing.T, socket, stdin string, args ...string) (stdout, stderr s
 }
 
 func TestDoorUsesTheCallersDescriptors(t *testing.T) {
-	_, socket := door(t, backend(t), account{name: "root"})
+	_, socket := hostDoor(t, backend(t), account{name: "root"})
 	stdout, stderr, exit := typed(t, socket, "", "project", "list", "--json")
 	if exit != 0 || stderr != "" || !strings.Contains(stdout, `"thesis"`) {
 		t.Errorf("exit %d, stdout %q, stderr %q", exit, stdout, stderr)
@@ -122,7 +123,7 @@ func TestDoorUsesTheCallersDescriptors(t *testing.T) {
 // Output that is larger than any pipe arrives whole.
 func TestDoorThroughAPipe(t *testing.T) {
 	b := backend(t)
-	_, socket := door(t, b, account{name: "root"})
+	_, socket := hostDoor(t, b, account{name: "root"})
 	for range 400 {
 		(&call{Backend: b, ctx: t.Context(), caller: root}).record("test", strings.Repeat("x", 200))
 	}
@@ -133,7 +134,7 @@ func TestDoorThroughAPipe(t *testing.T) {
 	defer r.Close()
 	result := make(chan error, 1)
 	go func() {
-		_, err := Call(t.Context(), socket, []string{"events"}, os.Stdin, w, os.Stderr)
+		_, err := door.Call(t.Context(), socket, []string{"events"}, os.Stdin, w, os.Stderr)
 		w.Close()
 		result <- err
 	}()
@@ -145,7 +146,7 @@ func TestDoorThroughAPipe(t *testing.T) {
 
 // Files are opened by the client: by its name for them, with its rights.
 func TestDoorReadsFilesAsTheClient(t *testing.T) {
-	_, socket := door(t, backend(t), account{name: "root"})
+	_, socket := hostDoor(t, backend(t), account{name: "root"})
 	t.Chdir(t.TempDir())
 	if err := os.WriteFile("two.pub", []byte(keyTwo), 0o600); err != nil {
 		t.Fatal(err)
@@ -230,7 +231,7 @@ func TestHostAccount(t *testing.T) {
 
 // Ctrl-C ends a command that waits for input, which is then left to others.
 func TestDoorLetsGoOfInput(t *testing.T) {
-	s, socket := door(t, backend(t), account{name: "root"})
+	s, socket := hostDoor(t, backend(t), account{name: "root"})
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -240,7 +241,7 @@ func TestDoorLetsGoOfInput(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() {
-		_, err := Call(ctx, socket, []string{"key", "add", "bob", "-"}, r, os.Stdout, os.Stderr)
+		_, err := door.Call(ctx, socket, []string{"key", "add", "bob", "-"}, r, os.Stdout, os.Stderr)
 		result <- err
 	}()
 	eventually(t, "the command to run", func() bool { return s.running() > 0 })
@@ -260,7 +261,7 @@ func TestDoorLetsGoOfInput(t *testing.T) {
 
 // What strangers do at the socket costs their connection and nothing else.
 func TestDoorHostileClients(t *testing.T) {
-	s, socket := door(t, backend(t), account{name: "root"})
+	s, socket := hostDoor(t, backend(t), account{name: "root"})
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -286,8 +287,8 @@ func TestDoorHostileClients(t *testing.T) {
 	defer full.Close()
 	defer w.Close()
 
-	list := request{Args: []string{"user", "list"}}
-	add := request{Args: []string{"key", "add", "bob", "two.pub"}}
+	list := door.Request{Args: []string{"user", "list"}}
+	add := door.Request{Args: []string{"key", "add", "bob", "two.pub"}}
 	std := []*os.File{null, null, null}
 	for name, attack := range map[string]func(*fdmsg.Conn) error{
 		"says nothing":     func(*fdmsg.Conn) error { return nil },
@@ -300,13 +301,13 @@ func TestDoorHostileClients(t *testing.T) {
 		"leaves at once":   func(c *fdmsg.Conn) error { return c.Send(list, std...) },
 		"opens nothing":    func(c *fdmsg.Conn) error { return c.Send(add, std...) },
 		"talks on": func(c *fdmsg.Conn) error {
-			return errors.Join(c.Send(add, std...), c.Send(opened{}, null), c.Send(opened{}, null), c.Send(opened{Error: "\x1b[2J"}))
+			return errors.Join(c.Send(add, std...), c.Send(door.Opened{}, null), c.Send(door.Opened{}, null), c.Send(door.Opened{Error: "\x1b[2J"}))
 		},
 		"answers twice": func(c *fdmsg.Conn) error {
-			var m message
+			var m door.Message
 			err := c.Send(add, std...)
 			_, recvErr := c.Recv(&m, 0)
-			return errors.Join(err, recvErr, c.Send(opened{}, null, null))
+			return errors.Join(err, recvErr, c.Send(door.Opened{}, null, null))
 		},
 	} {
 		c, err := fdmsg.Dial(socket)
@@ -324,7 +325,7 @@ func TestDoorHostileClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Send(request{Args: []string{"completion", "bash", "--json"}}, null, w, null); err != nil {
+	if err := c.Send(door.Request{Args: []string{"completion", "bash", "--json"}}, null, w, null); err != nil {
 		t.Fatal(err)
 	}
 	if stdout, _, exit := typed(t, socket, "", "user", "list"); exit != 0 || !strings.Contains(stdout, "alice") {
@@ -363,7 +364,7 @@ func TestDoorPlaces(t *testing.T) {
 }
 
 func TestCallWithoutAGateway(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), Socket)
+	socket := filepath.Join(t.TempDir(), door.Socket)
 	_, stderr, exit := typed(t, socket, "", "gpu", "list")
 	if exit != 1 || !strings.HasPrefix(stderr, "ds01: no gateway runs here") || strings.Count(stderr, "\n") != 2 {
 		t.Errorf("exit %d, stderr %q", exit, stderr)

@@ -128,14 +128,40 @@ func (c *call) leaf(l leaf) *cobra.Command {
 	return &cobra.Command{
 		Use: l.use, Short: l.short, Long: l.long,
 		Example:           "  " + l.example,
-		Args:              words(l.use),
+		Args:              c.words(l.use),
 		ValidArgsFunction: c.complete(l),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if in := c.caller.Inside; in != nil {
+				if !mayInside(path(cmd)) {
+					return c.errInside(path(cmd))
+				}
+				if len(args) == 0 && namesProject(l.use) {
+					args = []string{in.Name}
+				}
+			}
 			if l.admin && !c.caller.Admin {
 				return fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this")
 			}
 			return l.run(cmd, args)
 		},
+	}
+}
+
+// namesProject reports whether a command's first word is a project's name, which
+// may be left out in the project's own container.
+func namesProject(use string) bool {
+	words := strings.Fields(use)
+	return len(words) > 1 && words[1] == "NAME"
+}
+
+// words checks a command's words where it is typed.
+func (c *call) words(use string) cobra.PositionalArgs {
+	check := words(use)
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 && c.caller.Inside != nil && namesProject(use) {
+			return nil
+		}
+		return check(cmd, args)
 	}
 }
 
@@ -241,11 +267,7 @@ func (c *call) userNames() (names []string) {
 
 // projectNames is the projects that the caller may name.
 func (c *call) projectNames() (names []string) {
-	whose := c.caller.User
-	if c.caller.Admin {
-		whose = ""
-	}
-	all, _ := c.Sessions.Projects(c.ctx, whose)
+	all, _ := c.ownProjects()
 	for _, p := range all {
 		names = append(names, c.called(p.Ref))
 	}

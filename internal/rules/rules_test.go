@@ -25,17 +25,18 @@ const (
 var mayImport = map[string][]string{
 	"cmd/ds01": {
 		"gateway", "sessions", "gpu", "keys", "internal/config", "internal/console", "internal/db",
-		"internal/docker", "internal/fault", "internal/fdmsg", "internal/nvml", "internal/observe",
+		"internal/docker", "internal/door", "internal/fault", "internal/fdmsg", "internal/nvml", "internal/observe",
 	},
-	"cmd/ds01-agent":        {"internal/agent"},
+	"cmd/ds01-agent":        {"internal/agent", "internal/door", "internal/fault"},
 	"gateway":               {"sessions", "keys", "internal/config", "internal/fault", "internal/observe"},
 	"gpu":                   {"internal/db"},
 	"internal/agent":        {"internal/fdmsg"},
 	"internal/bench":        {"internal/db"},
 	"internal/config":       {},
-	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/fault", "internal/fdmsg", "internal/observe"},
+	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
 	"internal/db":           {},
 	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/fault"},
+	"internal/door":         {"internal/fault", "internal/fdmsg"},
 	"internal/e2e":          {},
 	"internal/fault":        {},
 	"internal/fdmsg":        {},
@@ -109,10 +110,11 @@ func TestImports(t *testing.T) {
 }
 
 // TestAgentIsSmall keeps out of the container what does not belong there: the
-// agent is static, a few MB, and knows only the protocol and, in a process of
-// the user's, SFTP, whose library brings its SSH client along.
+// agent is static, a few MB, and knows only the protocol and, in processes of
+// the user's, the console's socket and SFTP, whose library brings its SSH client
+// along.
 func TestAgentIsSmall(t *testing.T) {
-	allowed := regexp.MustCompile(`^(cmd/ds01-agent|internal/agent|internal/fdmsg|golang\.org/x/(sys/unix|crypto/.*)|github\.com/(pkg/sftp(/.*)?|kr/fs))$`)
+	allowed := regexp.MustCompile(`^(cmd/ds01-agent|internal/(agent|door|fault|fdmsg)|golang\.org/x/(sys/unix|term|crypto/.*)|github\.com/(pkg/sftp(/.*)?|kr/fs))$`)
 	for _, dep := range run(t, "go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}}{{end}}`, "./cmd/ds01-agent") {
 		if dep = strings.TrimPrefix(dep, module); !allowed.MatchString(dep) {
 			t.Errorf("cmd/ds01-agent depends on %s; it may depend on %v", dep, allowed)

@@ -92,8 +92,17 @@ func (b *box) Listen(ctx context.Context, network, address string) (net.Listener
 	if !b.alive() {
 		return nil, errors.New("the container is gone")
 	}
-	if network == sessions.SSHAgent {
+	switch network {
+	case sessions.SSHAgent:
 		return b.listenAgent()
+	case sessions.Console:
+		dir, err := b.ownDir()
+		if err != nil {
+			return nil, err
+		}
+		path := filepath.Join(dir, "console")
+		_ = os.Remove(path)
+		return net.Listen("unixpacket", path)
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if err == nil && network == "unix" {
@@ -102,19 +111,29 @@ func (b *box) Listen(ctx context.Context, network, address string) (net.Listener
 	return l, err
 }
 
-func (b *box) listenAgent() (net.Listener, error) {
+// ownDir is where the box's own sockets are.
+func (b *box) ownDir() (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.agents == "" {
 		dir, err := os.MkdirTemp("", "agents") // short, as sockets' paths must be
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		b.agents = dir
 	}
+	return b.agents, nil
+}
+
+func (b *box) listenAgent() (net.Listener, error) {
+	dir, err := b.ownDir()
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	l := &agentListener{b: b, name: rand.Text()}
-	var err error
-	if l.Listener, err = net.Listen("unix", filepath.Join(b.agents, l.name)); err != nil {
+	if l.Listener, err = net.Listen("unix", filepath.Join(dir, l.name)); err != nil {
 		return nil, err
 	}
 	b.offered = append(b.offered, l.name)

@@ -95,3 +95,20 @@ func sshAgents(t *testing.T, s Subject) {
 		return exit.Code == 1
 	})
 }
+
+// consoleSocket wants a listener for packets, in the place of one that is left.
+func consoleSocket(t *testing.T, s Subject) {
+	c := Launch(t, s.Runtime, Spec(t, s.Image))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 2 {
+		l, err := c.Listen(ctx, sessions.Console, "")
+		if err != nil {
+			t.Fatalf("Listen: %v", err)
+		}
+		t.Cleanup(func() { l.Close() })
+		if l.Addr().Network() != "unixpacket" {
+			t.Errorf("a listener of %s; want unixpacket", l.Addr().Network())
+		}
+	}
+}

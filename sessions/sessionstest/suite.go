@@ -49,6 +49,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"close hangs up", closeHangsUp},
 		{"dial and listen", dialListen},
 		{"ssh-agents", sshAgents},
+		{"console", consoleSocket},
 		{"open finds what is running", openRunning},
 		{"list tells the living from the dead", listStates},
 		{"stop twice, and of nothing", stopIdempotent},

@@ -1,4 +1,8 @@
-package console
+// Package door is the caller's side of the console: it has a gateway run a command
+// line with this process's own descriptors, so that it behaves like a local
+// program. It owns what goes over the socket, on the host and in a container.
+// What commands do is package console's, which answers.
+package door
 
 import (
 	"cmp"
@@ -18,6 +22,27 @@ import (
 // Socket is the name of the host's socket in run_dir.
 const Socket = "console.sock"
 
+// A Request is what the caller sends, with its three standard descriptors. The
+// gateway answers with Messages: any number that ask to open a file, each
+// answered by an Opened with the descriptor, and one that has the exit status.
+type Request struct {
+	Args    []string `json:"args"`
+	TTY     bool     `json:"tty"`     // whether stdout is a terminal
+	Columns int      `json:"columns"` // its width, 0 if unknown
+}
+
+// A Message is what the gateway says.
+type Message struct {
+	Open string `json:"open,omitempty"` // a file to open and hand over
+	Exit *int   `json:"exit,omitempty"`
+	Say  string `json:"say,omitempty"` // for stderr, where the gateway has none
+}
+
+// An Opened comes with a file's descriptor, or says why not.
+type Opened struct {
+	Error string `json:"error,omitempty"`
+}
+
 // Call has the gateway that listens at socket run args, with this process's
 // descriptors as the command's streams, and returns its exit status. When ctx
 // ends, so does the command.
@@ -32,14 +57,14 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 		return 0, cmp.Or(context.Cause(ctx), err)
 	}
 
-	req := request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
+	req := Request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
 	if req.TTY {
 		req.Columns, _, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
 	}
 	// The answer is worth reading even to a request that was not taken.
 	sendErr := conn.Send(req, stdin, stdout, stderr)
 	for {
-		var m message
+		var m Message
 		_, err := conn.Recv(&m, 0)
 		switch {
 		case ctx.Err() != nil:
@@ -63,10 +88,10 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 func answerOpen(conn *fdmsg.Conn, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return conn.Send(opened{Error: err.Error()})
+		return conn.Send(Opened{Error: err.Error()})
 	}
 	defer f.Close()
-	return conn.Send(opened{}, f)
+	return conn.Send(Opened{}, f)
 }
 
 // trusted makes sure that whoever listens is root or ourselves: they get our
