@@ -314,10 +314,11 @@ func (c *conn) closed() {
 // A hold is the connection's attachment to a session, or the wait for it. All
 // its channels share it.
 type hold struct {
-	project int64
-	done    chan struct{} // closed once att or err is set
-	att     *sessions.Attachment
-	err     error
+	project  int64
+	readOnly bool
+	done     chan struct{} // closed once att or err is set
+	att      *sessions.Attachment
+	err      error
 
 	mu    sync.Mutex // guards what follows
 	step  sessions.Step
@@ -330,14 +331,14 @@ func (c *conn) hold(p sessions.Project, transfer bool) *hold {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range []*hold{c.held, c.files} {
-		if h == nil || h.project != p.ID || h.spent() {
+		if h == nil || h.project != p.ID || h.readOnly != p.ReadOnly || h.spent() {
 			continue
 		}
 		if transfer || h == c.held || h.isDone() && !h.att.Session.Files {
 			return h
 		}
 	}
-	h := &hold{project: p.ID, done: make(chan struct{}), moved: make(chan struct{})}
+	h := &hold{project: p.ID, readOnly: p.ReadOnly, done: make(chan struct{}), moved: make(chan struct{})}
 	attach := c.s.Sessions.Attach
 	if transfer {
 		c.files, attach = h, c.s.Sessions.AttachFiles
@@ -371,6 +372,9 @@ func (c *conn) attach(h *hold, p sessions.Project,
 		case notice := <-h.att.Notices():
 			c.notify(notice)
 		case <-h.att.Ended():
+			return
+		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more
+			c.stop(why)
 			return
 		case <-c.ctx.Done():
 			return

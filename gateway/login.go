@@ -218,7 +218,11 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 		return
 	}
 	ch.print(fmt.Sprintf("ds01: %s started in %.1f s, with %s", p.Name, a.Took.Seconds(), gpus))
-	ch.print(fmt.Sprintf("ds01: image %s; keep files in /workspace", a.Session.Image))
+	if a.Session.ReadOnly {
+		ch.print(fmt.Sprintf("ds01: image %s; you may read what is in /workspace; what you write elsewhere is not kept", a.Session.Image))
+	} else {
+		ch.print(fmt.Sprintf("ds01: image %s; keep files in /workspace", a.Session.Image))
+	}
 	if s := a.Session; !s.Retires.IsZero() {
 		ch.print(fmt.Sprintf("ds01: retires at %s UTC at the latest (%s)", s.Retires.UTC().Format("Mon 15:04"), s.RetireWhy))
 	}

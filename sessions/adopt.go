@@ -51,7 +51,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 		return err
 	}
 	limits := m.Config().Limits
-	if account, err := m.Account(ctx, r.ref.Owner); err == nil {
+	if account, err := m.Account(ctx, r.holder); err == nil {
 		limits = account.Policy.Limits
 	}
 	if r.files {
@@ -81,7 +81,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref}, r.files, r.state)
+	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref, User: r.holder, ReadOnly: r.readOnly}, r.files, r.state)
 	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
 	for _, l := range leases {
 		d := devices[l.GPU]

@@ -14,15 +14,17 @@ type Attachment struct {
 	Took      time.Duration // how long it waited
 
 	life    *life
+	project Project // as found for who attaches
 	notices chan string
+	revoked chan error // holds one
 }
 
 // reasonTime is how long Reason waits for the engine to say why a container
 // is gone, which takes a busy one seconds.
 const reasonTime = 5 * time.Second
 
-// Attach returns a hold on p's session, launching it if there is none. step is
-// called with what the launch is doing, from Attach's goroutine, never after it
+// Attach returns a hold on p's session, or for who may only read p on the one
+// for that, launching it if there is none. step is called with what the launch is doing, from Attach's goroutine, never after it
 // returns. If ctx ends, the launch goes on for the others. While the last
 // session is retiring, Attach waits for its end and then launches the next.
 func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
@@ -41,14 +43,14 @@ func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(S
 		step = func(Step) {}
 	}
 	for {
-		a := &Attachment{notices: make(chan string, 8)}
+		a := &Attachment{project: p, notices: make(chan string, 8), revoked: make(chan error, 1)}
 		s, w, err := m.join(p, files, a)
 		switch {
 		case err != nil:
 			return nil, err
 		case w != nil:
 			a.Launched = true
-			if err := w.await(ctx, s, step); err != nil {
+			if err := w.await(ctx, a, step); err != nil {
 				m.leave(s, w, a)
 				return nil, err
 			}
@@ -59,6 +61,10 @@ func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(S
 				return nil, err
 			}
 			continue
+		}
+		if err := checkMember(ctx, m.DB, p); err != nil { // now that an Unshare would see the hold
+			m.leave(s, nil, a)
+			return nil, err
 		}
 		a.Took = time.Since(began)
 		m.mu.Lock()
@@ -73,9 +79,9 @@ func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(S
 func (m *Manager) join(p Project, files bool, a *Attachment) (*life, *waiter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.bySlot[slot{p.ID, false}]
+	s := m.bySlot[slot{p.ID, false, p.ReadOnly}]
 	if files && (s == nil || s.state == Retiring) {
-		s = m.bySlot[slot{p.ID, true}]
+		s = m.bySlot[slot{p.ID, true, p.ReadOnly}]
 	}
 	switch {
 	case m.closed:
@@ -132,8 +138,10 @@ func (w *waiter) add(step Step) {
 	}
 }
 
-// await passes steps on until s is launched, has failed, or ctx ends.
-func (w *waiter) await(ctx context.Context, s *life, step func(Step)) error {
+// await passes steps on until the session that a waits for is launched or has
+// failed, or a may not wait any more, or ctx ends.
+func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) error {
+	s := a.life
 	pass := func() error {
 		s.m.mu.Lock()
 		steps, err := w.steps, s.err
@@ -155,6 +163,8 @@ func (w *waiter) await(ctx context.Context, s *life, step func(Step)) error {
 			return pass()
 		case <-s.troubled:
 			return pass()
+		case why := <-a.revoked:
+			return why
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -224,6 +234,10 @@ func (a *Attachment) Reason() string {
 // Notices carries what everybody on a terminal should read now, a line at a
 // time. It is never closed, and drops lines for those who do not read it.
 func (a *Attachment) Notices() <-chan string { return a.notices }
+
+// Revoked brings, once, why who attached may not stay, though the session goes
+// on: the project is no longer theirs to use in this way.
+func (a *Attachment) Revoked() <-chan error { return a.revoked }
 
 // Detach lets go. With the last one the idle clock starts. Calling it again
 // does nothing.

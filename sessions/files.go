@@ -8,17 +8,17 @@ import (
 
 // A files session is for moving files alone: the project's image, workspace and
 // user, but no GPU, small limits, and gone soon after the last transfer. It
-// costs its owner none of their GPUs and sessions, and waits for none. A project
+// costs its holder none of their GPUs and sessions, and waits for none. A project
 // may have one beside its session.
 
 const (
 	// filesIdle is how long a files session stays for the next transfer.
 	filesIdle = time.Minute
-	// maxFiles is how many files sessions an owner may have at once.
+	// maxFiles is how many files sessions one may hold at once.
 	maxFiles = 4
 )
 
-// filesLimits returns what a files session gets of what its owner may have.
+// filesLimits returns what a files session gets of what its holder may have.
 func filesLimits(l config.Limits) config.Limits {
 	l.CPUs = least(l.CPUs, 2)
 	l.Memory = least(l.Memory, 2<<30)
@@ -39,9 +39,10 @@ func least[T float64 | config.Bytes | int](limit, most T) T {
 
 // A slot is a place for one session.
 type slot struct {
-	project int64
-	files   bool
+	project  int64
+	files    bool
+	readOnly bool
 }
 
 // slot returns where s belongs.
-func (s *life) slot() slot { return slot{s.project.ID, s.files} }
+func (s *life) slot() slot { return slot{s.project.ID, s.files, s.project.ReadOnly} }

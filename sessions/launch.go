@@ -38,20 +38,20 @@ func (m *Manager) begin(p Project, files bool) *life {
 // has done.
 func (m *Manager) launch(s *life) error {
 	ctx := s.launch
-	account, err := m.Account(ctx, s.project.Owner)
+	owner, account, err := m.accounts(ctx, s.project)
 	if err != nil {
-		return fmt.Errorf("owner of project %s: %w", s.project.Ref, err)
+		return err
 	}
 	devices, err := m.devices(ctx, s)
 	if err != nil {
 		return err
 	}
-	if err := m.lease(ctx, s, account, devices); err != nil {
+	if err := m.lease(ctx, s, owner, account, devices); err != nil {
 		return err
 	}
 	m.onStep(s, Step{Name: StepLeased})
 
-	spec, err := m.spec(s, account)
+	spec, err := m.spec(s, owner, account)
 	if err != nil {
 		return err
 	}
@@ -78,6 +78,23 @@ func (m *Manager) launch(s *life) error {
 	return nil
 }
 
+// accounts returns p's owner, whose files and image a session of p has, and its
+// holder, whose limits: one and the same but where somebody only reads.
+func (m *Manager) accounts(ctx context.Context, p Project) (owner, holder Account, err error) {
+	owner, err = m.Account(ctx, p.Owner)
+	if err != nil {
+		return owner, holder, fmt.Errorf("owner of project %s: %w", p.Ref, err)
+	}
+	if p.holder() == p.Owner {
+		return owner, owner, nil
+	}
+	holder, err = m.Account(ctx, p.holder())
+	if err != nil {
+		return owner, holder, fmt.Errorf("member %s of project %s: %w", p.holder(), p.Ref, err)
+	}
+	return owner, holder, nil
+}
+
 // devices returns what GPUs there are, if s wants any. Unknown is not free:
 // without an answer nothing is lent.
 func (m *Manager) devices(ctx context.Context, s *life) ([]gpu.Device, error) {
@@ -100,7 +117,7 @@ func (m *Manager) devices(ctx context.Context, s *life) ([]gpu.Device, error) {
 
 // lease writes the session and its leases, in one transaction: before this
 // nothing exists, after it everything can be found again.
-func (m *Manager) lease(ctx context.Context, s *life, account Account, devices []gpu.Device) error {
+func (m *Manager) lease(ctx context.Context, s *life, owner, account Account, devices []gpu.Device) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -114,6 +131,12 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 		if err != nil {
 			return err
 		}
+		if project.ReadOnly {
+			if err := checkMember(ctx, tx, project); err != nil {
+				return err
+			}
+			project.GPUs = min(project.GPUs, account.Policy.GPUs) // who may have none can read all the same
+		}
 		if err := checkCount(ctx, tx, account, s.files); err != nil {
 			return err
 		}
@@ -122,7 +145,7 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 				return err
 			}
 		}
-		image = cmp.Or(project.Image, account.Policy.Image, m.Config().Image)
+		image = cmp.Or(project.Image, owner.Policy.Image, m.Config().Image)
 		if err := storeLaunching(ctx, tx, s, image); err != nil {
 			return err
 		}
@@ -131,8 +154,8 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 		}
 		gpus, err = m.Ledger.Lend(ctx, tx, devices, gpu.Request{
 			Session: s.id,
-			Owner:   project.Owner,
-			Project: project.Name,
+			Owner:   project.holder(),
+			Project: project.heldAs(),
 			Count:   project.GPUs,
 			Limit:   account.Policy.GPUs,
 		})
@@ -151,13 +174,14 @@ func (m *Manager) lease(ctx context.Context, s *life, account Account, devices [
 	if s.files {
 		s.limits = filesLimits(s.limits)
 	}
-	s.log.Info("session launching", "user", project.Owner, "gpu", indexes(gpus), "image", image)
+	s.log.Info("session launching", "user", project.holder(), "gpu", indexes(gpus), "image", image)
 	return nil
 }
 
 // spec checks and makes the directories that the container needs, and returns
-// what the Runtime needs to know.
-func (m *Manager) spec(s *life, account Account) (Spec, error) {
+// what the Runtime needs to know. It is the owner who is in the container, with
+// what account may.
+func (m *Manager) spec(s *life, owner, account Account) (Spec, error) {
 	cfg := m.Config()
 	workspace, err := m.workspace(s.project.Ref)
 	if err != nil {
@@ -170,26 +194,27 @@ func (m *Manager) spec(s *life, account Account) (Spec, error) {
 		Session:   s.id,
 		Project:   s.project.Ref,
 		Image:     s.image,
-		User:      account.Name,
-		UID:       account.UID,
-		GID:       account.GID,
+		User:      owner.Name,
+		UID:       owner.UID,
+		GID:       owner.GID,
 		Root:      account.Policy.Root,
 		Workspace: workspace.path(),
+		ReadOnly:  s.project.ReadOnly,
 		GPUs:      s.gpus,
 		Limits:    s.limits,
 	}
-	if cfg.Homes == "" || len(cfg.Home.Persist) == 0 {
+	if cfg.Homes == "" || len(cfg.Home.Persist) == 0 || s.project.ReadOnly { // the owner's home is not shared
 		return spec, nil
 	}
-	home, err := newDirectory("home", cfg.Homes, "{user}", account.Name)
+	home, err := newDirectory("home", cfg.Homes, "{user}", owner.Name)
 	if err != nil {
 		return Spec{}, err
 	}
-	if _, err := home.make(account.UID, account.GID); err != nil {
+	if _, err := home.make(owner.UID, owner.GID); err != nil {
 		return Spec{}, err
 	}
 	for _, rel := range cfg.Home.Persist {
-		if err := home.makeBelow(rel, account.UID, account.GID); err != nil {
+		if err := home.makeBelow(rel, owner.UID, owner.GID); err != nil {
 			return Spec{}, err
 		}
 	}

@@ -263,6 +263,8 @@ func (s *life) snapshot() Session {
 		Project:     s.project.Ref,
 		Image:       s.image,
 		Files:       s.files,
+		ReadOnly:    s.project.ReadOnly,
+		Holder:      s.project.holder(),
 		State:       s.state,
 		GPUs:        s.gpus,
 		Launched:    s.began.UTC().Round(0),

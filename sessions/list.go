@@ -41,6 +41,8 @@ func (m *Manager) Sessions(ctx context.Context, ended bool) ([]Session, error) {
 			Project:   r.ref,
 			Image:     r.image,
 			Files:     r.files,
+			ReadOnly:  r.readOnly,
+			Holder:    r.holder,
 			State:     r.state,
 			GPUs:      held[r.id],
 			Launched:  r.launched,

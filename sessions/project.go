@@ -27,10 +27,11 @@ func errNoProject(name string) error {
 
 const projectColumns = `p.id, p.owner, p.name, p.image, p.gpus, p.created`
 
-func scanProject(row interface{ Scan(...any) error }) (Project, error) {
+// scanProject reads projectColumns, and into more what the query adds.
+func scanProject(row interface{ Scan(...any) error }, more ...any) (Project, error) {
 	var p Project
 	var created int64
-	err := row.Scan(&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &created)
+	err := row.Scan(append([]any{&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &created}, more...)...)
 	p.Created = db.Time(created)
 	return p, err
 }
@@ -46,11 +47,13 @@ func (m *Manager) Find(ctx context.Context, user, name string) (Project, error) 
 	if !m.validProject(ref.Name) { // of the owner no more is asked than to be one
 		return Project{}, errNoProject(name)
 	}
+	var readOnly bool
 	p, err := scanProject(m.DB.QueryRowContext(ctx,
-		`SELECT `+projectColumns+` FROM projects p
-		 WHERE p.owner = ?1 AND p.name = ?2
-		   AND (p.owner = ?3 OR EXISTS (SELECT 1 FROM members WHERE project = p.id AND user = ?3))`,
-		ref.Owner, ref.Name, user))
+		`SELECT `+projectColumns+`, ifnull(m.read_only, 0) FROM projects p
+		 LEFT JOIN members m ON m.project = p.id AND m.user = ?3
+		 WHERE p.owner = ?1 AND p.name = ?2 AND ?3 IN (p.owner, m.user)`,
+		ref.Owner, ref.Name, user), &readOnly)
+	p.User, p.ReadOnly = user, readOnly
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return Project{}, errNoProject(name)
@@ -68,8 +71,9 @@ func (m *Manager) validProject(name string) bool {
 // Projects returns what user owns or is a member of, by name; "" is everybody.
 func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) {
 	rows, err := m.DB.QueryContext(ctx,
-		`SELECT `+projectColumns+` FROM projects p
-		 WHERE ?1 = '' OR p.owner = ?1 OR p.id IN (SELECT project FROM members WHERE user = ?1)
+		`SELECT `+projectColumns+`, ifnull(m.read_only, 0) FROM projects p
+		 LEFT JOIN members m ON m.project = p.id AND m.user = ?1
+		 WHERE ?1 IN ('', p.owner, m.user)
 		 ORDER BY p.name, p.owner`, user)
 	if err != nil {
 		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
@@ -77,10 +81,12 @@ func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) 
 	defer func() { _ = rows.Close() }()
 	var all []Project
 	for rows.Next() {
-		p, err := scanProject(rows)
+		var readOnly bool
+		p, err := scanProject(rows, &readOnly)
 		if err != nil {
 			return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 		}
+		p.User, p.ReadOnly = user, readOnly
 		all = append(all, p)
 	}
 	if err := rows.Err(); err != nil {

@@ -46,12 +46,14 @@ func TestFind(t *testing.T) {
 	for _, ok := range []struct{ user, name string }{
 		{"alice", "thesis"}, {"alice", "alice.thesis"}, {"carol", "alice.thesis"},
 	} {
+		thesis.User = ok.user
 		if p, err := w.Find(t.Context(), ok.user, ok.name); err != nil || p != thesis {
 			t.Errorf("Find(%s, %s) = %+v, %v; want %+v", ok.user, ok.name, p, err, thesis)
 		}
 	}
 	// Host accounts may have an underscore, which projects may not.
 	own := w.project("al_ice", "thesis", 1)
+	own.User = "al_ice"
 	for _, name := range []string{"thesis", "al_ice.thesis"} {
 		if p, err := w.Find(t.Context(), "al_ice", name); err != nil || p != own {
 			t.Errorf("Find(al_ice, %s) = %+v, %v; want %+v", name, p, err, own)

@@ -56,7 +56,7 @@ func (m *Manager) explainLend(ctx context.Context, err error, p Project, there i
 		return &fault.Error{
 			Exit: fault.ExitFailed,
 			Say:  fmt.Sprintf("project %q asks for %s, and this machine has %d", p.Name, count(p.GPUs, "GPU"), there),
-			Hint: fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, there),
+			Hint: p.hint(fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, there)),
 			Err:  err,
 		}
 	case !isOver && !errors.Is(err, gpu.ErrNoneFree):
@@ -80,27 +80,35 @@ func (m *Manager) explainLend(ctx context.Context, err error, p Project, there i
 	return &fault.Error{
 		Exit: fault.ExitNoGPU,
 		Say:  say + strings.Join(held, ", "),
-		Hint: fmt.Sprintf("try again later, or go on without: project set %s --gpus 0", p.Name),
+		Hint: p.hint(fmt.Sprintf("try again later, or go on without: project set %s --gpus 0", p.Name)),
 		Err:  err,
 	}
 }
 
-// explainOver says what the owner's own sessions hold.
+// hint is what to do about p, of which only its owner can change anything.
+func (p Project) hint(change string) string {
+	if p.ReadOnly {
+		return "try again later, or ask " + p.Owner + "; copying its files needs no GPU"
+	}
+	return change
+}
+
+// explainOver says what the holder's own sessions have.
 func explainOver(over *gpu.OverLimit, p Project, leases []gpu.Lease) error {
 	f := &fault.Error{Exit: fault.ExitDenied, Err: over}
 	var own []string
 	for _, l := range leases {
-		if l.Owner == p.Owner {
+		if l.Owner == p.holder() {
 			own = append(own, fmt.Sprintf("%s holds GPU %d since %s UTC", l.Project, l.Index, l.Lent.Format("15:04")))
 			f.Hint = "retire one: container retire " + l.Project
 		}
 	}
 	if len(own) == 0 {
-		f.Say = fmt.Sprintf("%s may use %s at once, and project %q asks for %d", p.Owner, count(over.Limit, "GPU"), p.Name, over.Asked)
+		f.Say = fmt.Sprintf("%s may use %s at once, and project %q asks for %d", p.holder(), count(over.Limit, "GPU"), p.Name, over.Asked)
 		f.Hint = fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, over.Limit)
 		return f
 	}
-	f.Say = fmt.Sprintf("%s may use %s at once: %s", p.Owner, count(over.Limit, "GPU"), strings.Join(own, ", "))
+	f.Say = fmt.Sprintf("%s may use %s at once: %s", p.holder(), count(over.Limit, "GPU"), strings.Join(own, ", "))
 	return f
 }
 

@@ -26,7 +26,16 @@ type ending struct {
 // ExitNoSuch. If the engine cannot confirm the end, Retire returns an error
 // and the Manager goes on trying, as it does when ctx ends.
 func (m *Manager) Retire(ctx context.Context, ref Ref, by, reason string) error {
-	found, err := m.find(ref)
+	return m.retire(ctx, ref, "", by, reason)
+}
+
+// RetireHeld is Retire for those of ref's sessions alone that count for holder.
+func (m *Manager) RetireHeld(ctx context.Context, ref Ref, holder, reason string) error {
+	return m.retire(ctx, ref, holder, holder, reason)
+}
+
+func (m *Manager) retire(ctx context.Context, ref Ref, holder, by, reason string) error {
+	found, err := m.find(ref, holder)
 	if err != nil {
 		return err
 	}
@@ -42,15 +51,16 @@ func (m *Manager) Retire(ctx context.Context, ref Ref, by, reason string) error 
 	return errors.Join(errs...)
 }
 
-// find returns ref's lives, of which there is one at least.
-func (m *Manager) find(ref Ref) (found []*life, err error) {
+// find returns ref's lives, or those that count for holder, of which there is
+// one at least.
+func (m *Manager) find(ref Ref, holder string) (found []*life, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return nil, errClosed
 	}
 	for _, s := range m.lives {
-		if s.project.Ref == ref {
+		if s.project.Ref == ref && (holder == "" || s.project.holder() == holder) {
 			found = append(found, s)
 		}
 	}

@@ -80,6 +80,7 @@ type Spec struct {
 	UID, GID  int
 	Root      bool         // shells run as root
 	Workspace string       // directory on the host, mounted at /workspace
+	ReadOnly  bool         // nothing in there can write to Workspace
 	Home      string       // directory on the host that keeps Persist, or ""
 	Persist   []string     // paths relative to $HOME, kept in Home
 	GPUs      []gpu.Device // leased; empty for none

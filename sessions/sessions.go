@@ -33,6 +33,11 @@ type Project struct {
 	GPUs    int    // how many a session of it gets
 	Created time.Time
 
+	// User is who Find or Projects has looked for it for, or "", and ReadOnly
+	// whether they may only read it.
+	User     string
+	ReadOnly bool
+
 	// TookOver is set by Create alone: the workspace was there already, with
 	// whatever is in it.
 	TookOver bool
@@ -55,7 +60,9 @@ type Session struct {
 	ID          string
 	Project     Ref
 	Image       string
-	Files       bool // only moves files
+	Files       bool   // only moves files
+	ReadOnly    bool   // only reads the workspace
+	Holder      string // whose limits and GPUs it counts for
 	State       State
 	GPUs        []gpu.Device
 	Launched    time.Time

@@ -16,9 +16,10 @@ import (
 // A row is a session as the database has it.
 type row struct {
 	id, image, reason string
+	holder            string
 	project           sql.NullInt64
 	ref               Ref
-	files             bool
+	files, readOnly   bool
 	state             State
 	launched          time.Time
 	idleSince         time.Time
@@ -28,7 +29,7 @@ type row struct {
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, files, state, launched, idle_since, ended, reason
+	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
@@ -39,7 +40,7 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 	for found.Next() {
 		var r row
 		var launched, idleSince, ended int64
-		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.state, &launched, &idleSince, &ended, &r.reason)
+		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason)
 		if err != nil {
 			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}
@@ -67,7 +68,7 @@ func (s *life) record(ctx context.Context, tx *sql.Tx, state State, detail strin
 	return record(ctx, tx, "session."+string(state), s.by, s.project.Ref, s.id, detail)
 }
 
-// freshProject returns p as it is now.
+// freshProject returns p as it is now. Who it was found for stays.
 func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
 	now, err := scanProject(tx.QueryRowContext(ctx,
 		`SELECT `+projectColumns+` FROM projects p WHERE p.id = ? AND p.owner = ? AND p.name = ?`, p.ID, p.Owner, p.Name))
@@ -77,13 +78,15 @@ func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
 	case err != nil:
 		return p, fmt.Errorf("read project %s: %w", p.Ref, err)
 	}
+	now.User, now.ReadOnly = p.User, p.ReadOnly
 	return now, nil
 }
 
 // checkCount refuses one session more than account may have, or one files
 // session more.
 func checkCount(ctx context.Context, tx *sql.Tx, account Account, files bool) error {
-	found, err := tx.QueryContext(ctx, `SELECT name FROM sessions WHERE owner = ? AND files = ? AND ended = 0 ORDER BY name`, account.Name, files)
+	found, err := tx.QueryContext(ctx, `SELECT CASE owner WHEN holder THEN name ELSE owner || '.' || name END AS called FROM sessions
+		WHERE holder = ? AND files = ? AND ended = 0 ORDER BY called`, account.Name, files)
 	if err != nil {
 		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
 	}
@@ -119,8 +122,8 @@ func previousEnd(ctx context.Context, tx *sql.Tx, p Project, now time.Time) (str
 	var reason string
 	var told bool
 	err := tx.QueryRowContext(ctx, // by owner and name, for the index
-		`SELECT ended, reason, told FROM sessions WHERE owner = ? AND name = ? AND project = ? AND files = 0 AND ended > 0 ORDER BY launched DESC LIMIT 1`,
-		p.Owner, p.Name, p.ID).Scan(&ended, &reason, &told)
+		`SELECT ended, reason, told FROM sessions WHERE owner = ? AND name = ? AND project = ? AND files = 0 AND read_only = ? AND ended > 0 ORDER BY launched DESC LIMIT 1`,
+		p.Owner, p.Name, p.ID, p.ReadOnly).Scan(&ended, &reason, &told)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err == nil && told:
 		return "", nil
@@ -140,7 +143,8 @@ func (s *life) storeTold() {
 	p := s.project
 	s.m.writer.later(func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx,
-			`UPDATE sessions SET told = 1 WHERE owner = ? AND name = ? AND project = ? AND ended > 0 AND told = 0`, p.Owner, p.Name, p.ID)
+			`UPDATE sessions SET told = 1 WHERE owner = ? AND name = ? AND project = ? AND read_only = ? AND ended > 0 AND told = 0`,
+			p.Owner, p.Name, p.ID, p.ReadOnly)
 		return err
 	}, func(err error) {
 		if err != nil && !errors.Is(err, errClosed) { // they will be told twice
@@ -151,8 +155,8 @@ func (s *life) storeTold() {
 
 func storeLaunching(ctx context.Context, tx *sql.Tx, s *life, image string) error {
 	_, err := tx.ExecContext(ctx,
-		`INSERT INTO sessions (id, project, owner, name, image, files, state, launched) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		s.id, s.project.ID, s.project.Owner, s.project.Name, image, s.files, Launching, db.Millis(s.began))
+		`INSERT INTO sessions (id, project, owner, name, image, files, read_only, holder, state, launched) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		s.id, s.project.ID, s.project.Owner, s.project.Name, image, s.files, s.project.ReadOnly, s.project.holder(), Launching, db.Millis(s.began))
 	switch {
 	case db.IsUnique(err):
 		return &fault.Error{
@@ -167,6 +171,9 @@ func storeLaunching(ctx context.Context, tx *sql.Tx, s *life, image string) erro
 	detail := "image " + image
 	if s.files {
 		detail = "for files alone, " + detail
+	}
+	if s.project.ReadOnly {
+		detail = "read-only for " + s.project.holder() + ", " + detail
 	}
 	return s.record(ctx, tx, Launching, detail)
 }

@@ -39,6 +39,7 @@ func walk(t *testing.T, numbers []int) {
 	for i, gpus := range []int{0, 1, 1, 2, 2, 3} {
 		w.projects = append(w.projects, w.project([]string{"alice", "bob", "carol"}[i%3], fmt.Sprintf("p%d", i), gpus))
 	}
+	w.projects = append(w.projects, w.share(w.projects[1], "alice", true), w.share(w.projects[2], "dora", true))
 	for _, n := range numbers {
 		what := w.step(n%16, n/16)
 		synctest.Wait()

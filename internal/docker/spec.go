@@ -149,10 +149,13 @@ func mounts(spec sessions.Spec, h host) []mount.Mount {
 		}
 	}
 	m := []mount.Mount{
-		bind(spec.Workspace, "/workspace", false),
+		bind(spec.Workspace, "/workspace", spec.ReadOnly),
 		bind(h.Dir, agent.MountDir, false),
 		bind(h.Binary, agent.Binary, true),
 	}
+	// What else the host has mounted below it would stay writable: engines
+	// before 25 and kernels before 5.12 make the top alone read-only.
+	m[0].BindOptions.NonRecursive = spec.ReadOnly
 	if spec.Home != "" {
 		m = append(m, bind(spec.Home, homeMount, false))
 	}

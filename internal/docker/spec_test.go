@@ -37,6 +37,7 @@ func TestNewRequest(t *testing.T) {
 		"simulated": func(s *sessions.Spec) { s.GPUs = []gpu.Device{{UUID: "GPU-sim-0", Simulated: true}} },
 		"one":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
 		"two":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0, real3} },
+		"read-only": func(s *sessions.Spec) { s.ReadOnly = true },
 		"root-home-unlimited": func(s *sessions.Spec) {
 			s.Root, s.Home, s.Persist = true, "/srv/ds01/homes/alice", []string{".vscode-server"}
 			s.Limits = config.Limits{CPUs: 1000}
