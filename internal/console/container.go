@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,9 @@ type sessionJSON struct {
 	Owner       string     `json:"owner"`
 	State       string     `json:"state"`
 	Image       string     `json:"image"`
-	Files       bool       `json:"files"` // only moves files
+	Files       bool       `json:"files"`     // only moves files
+	ReadOnly    bool       `json:"read_only"` // only reads the workspace
+	Holder      string     `json:"holder"`    // whose limits and GPUs it counts for
 	GPUs        []gpuJSON  `json:"gpus"`
 	Launched    *time.Time `json:"launched"`
 	IdleSince   *time.Time `json:"idle_since"`
@@ -36,7 +39,8 @@ type sessionJSON struct {
 
 func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 	j := sessionJSON{
-		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image, Files: s.Files,
+		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image,
+		Files: s.Files, ReadOnly: s.ReadOnly, Holder: s.Holder,
 		GPUs: []gpuJSON{}, Launched: stamp(s.Launched), IdleSince: stamp(s.IdleSince), Connections: s.Connections,
 		Retires: stamp(s.Retires), RetireWhy: s.RetireWhy, Ended: stamp(s.Ended), Reason: s.Reason,
 		Workspace: c.Sessions.Workspace(s.Project),
@@ -58,16 +62,14 @@ func (c *call) containers() *cobra.Command {
 // sessions returns the sessions that the caller may see.
 func (c *call) sessions(ended bool) ([]sessions.Session, error) {
 	all, err := c.Sessions.Sessions(c.ctx, ended)
-	if err != nil || c.caller.Admin {
-		return all, err
+	if err != nil {
+		return nil, err
 	}
-	var own []sessions.Session
-	for _, s := range all {
-		if s.Project.Owner == c.caller.User && c.sees(s.Project) {
-			own = append(own, s)
-		}
+	mayEnter, err := c.mayEnter()
+	if err != nil {
+		return nil, err
 	}
-	return own, nil
+	return slices.DeleteFunc(all, func(s sessions.Session) bool { return !mayEnter(s) || !c.sees(s.Project) }), nil
 }
 
 func (c *call) containerList() *cobra.Command {
@@ -92,7 +94,7 @@ func (c *call) containerList() *cobra.Command {
 			}
 			return list(c, rows, head, func(s sessionJSON) []string {
 				cells := []string{
-					c.called(sessions.Ref{Owner: s.Owner, Name: s.Project}), s.State, holds(s),
+					c.calledSession(s), s.State, holds(s),
 					moment(value(s.Launched)), strconv.Itoa(s.Connections), retires(s, now),
 				}
 				if all {
@@ -104,6 +106,15 @@ func (c *call) containerList() *cobra.Command {
 	})
 	cmd.Flags().BoolVar(&all, "all", false, "also what ended in the last day, and why")
 	return cmd
+}
+
+// calledSession is how the caller tells s from the project's others.
+func (c *call) calledSession(s sessionJSON) string {
+	name := c.called(sessions.Ref{Owner: s.Owner, Name: s.Project})
+	if s.ReadOnly {
+		name += " (read-only)"
+	}
+	return name
 }
 
 // holds says what a session holds: "0,3".
@@ -153,7 +164,7 @@ func (c *call) containerShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all, err := c.Sessions.Sessions(c.ctx, true)
+			all, err := c.sessions(true)
 			if err != nil {
 				return err
 			}
@@ -166,10 +177,11 @@ func (c *call) containerShow() *cobra.Command {
 	})
 }
 
-// latest returns ref's live session, or the one that ended last.
+// latest returns ref's live session, or the one that ended last. Of several
+// that live it is the one that does most.
 func latest(all []sessions.Session, ref sessions.Ref) (found sessions.Session, ok bool) {
 	for _, s := range all {
-		if s.Project != ref || s.Files && ok && found.Ended.IsZero() { // who asks means the other one
+		if s.Project != ref || ok && found.Ended.IsZero() && lacks(s) > lacks(found) {
 			continue
 		}
 		if !ok || s.Ended.IsZero() || !found.Ended.IsZero() && s.Ended.After(found.Ended) {
@@ -179,14 +191,31 @@ func latest(all []sessions.Session, ref sessions.Ref) (found sessions.Session, o
 	return found, ok
 }
 
+// lacks grows with what cannot be done in s.
+func lacks(s sessions.Session) (n int) {
+	if s.Files {
+		n += 2
+	}
+	if s.ReadOnly {
+		n++
+	}
+	return n
+}
+
 func (c *call) showSession(s sessions.Session) error {
 	j := c.sessionJSON(s)
 	var gpus []string
 	for _, g := range s.GPUs {
 		gpus = append(gpus, describe(g))
 	}
+	access, holder := "", ""
+	if s.ReadOnly {
+		access, holder = accessReadOnly, s.Holder
+	}
 	return c.show(j,
 		field{"project", s.Project.String()},
+		field{"access", access},
+		field{"counts for", holder},
 		field{"state", j.State},
 		field{"gpus", strings.Join(gpus, "; ")},
 		field{"image", j.Image},
@@ -207,23 +236,24 @@ func describe(d gpu.Device) string {
 
 func (c *call) containerRetire() *cobra.Command {
 	return c.leaf(leaf{
-		use:     "retire NAME",
-		short:   "End a project's container now; its files stay",
-		long:    "Returns when the container is gone and its GPUs are free.",
+		use:   "retire NAME",
+		short: "End a project's container now; its files stay",
+		long: "Returns when the container is gone and its GPUs are free. Of a project that is shared with you\n" +
+			"to read, it ends the container that counts for you.",
 		example: "ds01 container retire my-thesis",
 		run: func(_ *cobra.Command, args []string) error {
-			p, err := c.findOwn(args[0])
+			p, err := c.find(args[0])
 			if err != nil {
 				return err
 			}
-			by := c.caller.name()
 			if c.caller.Inside != nil { // who asks will hear nothing afterwards
+				by := c.caller.name()
 				if err := c.say(c.projectJSON(p), "retiring %s, which ends this login; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref)); err != nil {
 					return err
 				}
 				return c.Sessions.Retire(context.WithoutCancel(c.ctx), p.Ref, by, "retired by "+by)
 			}
-			if err := c.Sessions.Retire(c.ctx, p.Ref, by, "retired by "+by); err != nil {
+			if err := c.retire(p); err != nil {
 				return err
 			}
 			return c.say(c.projectJSON(p), "retired %s; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref))

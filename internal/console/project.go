@@ -33,7 +33,8 @@ func (c *call) projects() *cobra.Command {
 	cmd := Parent("project", "Create, change and delete projects",
 		"A project is a piece of work with its own files, image and GPUs. `ssh NAME@host` opens\n"+
 			"a shell in its container. Its owner calls it NAME, others OWNER.NAME.")
-	cmd.AddCommand(c.projectCreate(), c.projectList(), c.projectShow(), c.projectSet(), c.projectDelete())
+	cmd.AddCommand(c.projectCreate(), c.projectList(), c.projectShow(), c.projectSet(), c.projectDelete(),
+		c.projectShare(), c.projectUnshare(), c.projectMembers())
 	return cmd
 }
 
@@ -134,19 +135,20 @@ func (c *call) ownProjects() ([]sessions.Project, error) {
 func (c *call) projectList() *cobra.Command {
 	return c.leaf(leaf{
 		use:     "list",
-		short:   "List your projects; for admins, everybody's",
+		short:   "List your projects and those shared with you; for admins, everybody's",
 		example: "ds01 project list --json",
 		run: func(*cobra.Command, []string) error {
 			all, err := c.ownProjects()
 			if err != nil {
 				return err
 			}
-			rows := make([]projectJSON, len(all))
-			for i, p := range all {
-				rows[i] = c.projectJSON(p)
+			rows, err := c.sharedJSON(all...)
+			if err != nil {
+				return err
 			}
-			return list(c, rows, "PROJECT GPUS IMAGE CREATED", func(p projectJSON) []string {
-				return []string{c.called(sessions.Ref{Owner: p.Owner, Name: p.Name}), strconv.Itoa(p.GPUs), p.Image, moment(value(p.Created))}
+			return list(c, rows, "PROJECT GPUS IMAGE CREATED ACCESS MEMBERS", func(p sharedJSON) []string {
+				return []string{c.called(sessions.Ref{Owner: p.Owner, Name: p.Name}), strconv.Itoa(p.GPUs), p.Image, moment(value(p.Created)),
+					p.Access, others(p.Members)}
 			})
 		},
 	})
@@ -172,8 +174,15 @@ func (c *call) showProject(p sessions.Project) error {
 	if image == "" {
 		image = "the role's or the site's"
 	}
-	return c.show(c.projectJSON(p),
+	shared, err := c.sharedJSON(p)
+	if err != nil {
+		return err
+	}
+	return c.show(shared[0],
 		field{"project", p.String()},
+		field{"owner", p.Owner},
+		field{"access", shared[0].Access},
+		field{"members", others(shared[0].Members)},
 		field{"gpus", strconv.Itoa(p.GPUs)},
 		field{"image", image},
 		field{"workspace", c.Sessions.Workspace(p.Ref)},

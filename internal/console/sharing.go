@@ -1,0 +1,231 @@
+package console
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+// By what right somebody uses a project, as people read it.
+const (
+	accessOwner    = "owner"
+	accessMember   = "member"
+	accessReadOnly = "read-only"
+	accessAdmin    = "admin" // of the site, who sees it for that alone
+)
+
+// memberJSON is somebody who may use a project, as --json prints them.
+type memberJSON struct {
+	User   string     `json:"user"`
+	Access string     `json:"access"` // owner, member or read-only
+	Since  *time.Time `json:"since"`
+}
+
+// membersJSON is the owner of p and then those it is shared with.
+func membersJSON(p sessions.Project, members []sessions.Member) []memberJSON {
+	all := []memberJSON{{p.Owner, accessOwner, stamp(p.Created)}}
+	for _, m := range members {
+		access := accessMember
+		if m.ReadOnly {
+			access = accessReadOnly
+		}
+		all = append(all, memberJSON{m.User, access, stamp(m.Added)})
+	}
+	return all
+}
+
+// sharedJSON is a project and who may use it, as list and show print it.
+type sharedJSON struct {
+	projectJSON
+
+	Access  string       `json:"access"` // the caller's: owner, member, read-only or admin
+	Members []memberJSON `json:"members"`
+}
+
+// sharedJSON returns projects with those who may use them.
+func (c *call) sharedJSON(projects ...sessions.Project) ([]sharedJSON, error) {
+	members, err := c.Sessions.Members(c.ctx, projects...)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]sharedJSON, len(projects))
+	for i, p := range projects {
+		all[i] = sharedJSON{c.projectJSON(p), accessAdmin, membersJSON(p, members[p.ID])}
+		for _, m := range all[i].Members {
+			if m.User == c.caller.User {
+				all[i].Access = m.Access
+			}
+		}
+	}
+	return all, nil
+}
+
+// others names everybody but the owner, for people: "bob, rita (read-only)".
+func others(members []memberJSON) string {
+	var names []string
+	for _, m := range members {
+		switch m.Access {
+		case accessMember:
+			names = append(names, m.User)
+		case accessReadOnly:
+			names = append(names, m.User+" (read-only)")
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *call) projectShare() *cobra.Command {
+	var readOnly bool
+	cmd := c.leaf(leaf{
+		use:   "share NAME USER",
+		short: "Let a user work in your project",
+		long: "They log in as OWNER.NAME with their own keys, to the container that you use; files stay the project's.\n" +
+			"With --read-only they get one of their own in which /workspace cannot be written, within their own limits.\n" +
+			"Sharing again changes it: who may only read from then on loses their connections.",
+		example: "ds01 project share my-thesis bob --read-only",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.findOwn(args[0])
+			if err != nil {
+				return err
+			}
+			changed, err := c.Sessions.Share(c.ctx, c.caller.name(), p, args[1], readOnly)
+			if err != nil {
+				return err
+			}
+			said := "shared %s with %s"
+			if !changed {
+				said = "%s was shared with %s already"
+			}
+			if readOnly {
+				said += ", to read"
+			}
+			return c.sayShared(p, said+", as %s", c.called(p.Ref), args[1], p.String())
+		},
+	})
+	cmd.Flags().BoolVar(&readOnly, "read-only", false, "they may read it and write nothing")
+	return cmd
+}
+
+// sayShared says what was done about who may use p.
+func (c *call) sayShared(p sessions.Project, format string, args ...any) error {
+	members, err := c.Sessions.Members(c.ctx, p)
+	if err != nil {
+		return err
+	}
+	return c.say(membersJSON(p, members[p.ID]), format, args...)
+}
+
+func (c *call) projectUnshare() *cobra.Command {
+	cmd := c.leaf(leaf{
+		use:     "unshare NAME USER",
+		short:   "Keep a member out of a project again; members may leave",
+		long:    "Their connections to it end at once.",
+		example: "ds01 project unshare my-thesis bob",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			leaves := args[1] == c.caller.User && p.Owner != args[1]
+			if !leaves {
+				if p, err = c.findOwn(args[0]); err != nil {
+					return err
+				}
+				if _, err := c.Keys.User(c.ctx, args[1]); err != nil {
+					return explain(err, args[1])
+				}
+			}
+			changed, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, args[1])
+			switch {
+			case err != nil:
+				return err
+			case leaves:
+				return c.say([]memberJSON{}, "you have left %s", p.Ref)
+			case !changed:
+				return c.sayShared(p, "%s was not shared with %s", c.called(p.Ref), args[1])
+			}
+			return c.sayShared(p, "%s is no longer shared with %s", c.called(p.Ref), args[1])
+		},
+	})
+	cmd.ValidArgsFunction = c.completeMember(cmd.ValidArgsFunction)
+	return cmd
+}
+
+// completeMember offers the members of a project that has been named, and
+// before that what next does.
+func (c *call) completeMember(next cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, start string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) != 1 || c.Backend == nil {
+			return next(cmd, args, start)
+		}
+		var names []string
+		if p, err := c.find(args[0]); err == nil { // a shell's completion is no place for errors
+			members, _ := c.Sessions.Members(c.ctx, p)
+			for _, m := range members[p.ID] {
+				names = append(names, m.User)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (c *call) projectMembers() *cobra.Command {
+	return c.leaf(leaf{
+		use:     "members NAME",
+		short:   "List who may use a project",
+		example: "ds01 project members my-thesis",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			members, err := c.Sessions.Members(c.ctx, p)
+			if err != nil {
+				return err
+			}
+			return list(c, membersJSON(p, members[p.ID]), "USER ACCESS SINCE", func(m memberJSON) []string {
+				return []string{m.User, m.Access, moment(value(m.Since))}
+			})
+		},
+	})
+}
+
+// mayEnter returns what reports whether a session is one that the caller may
+// use: all of what they own or may write to, and of the rest that which is
+// there to be read.
+func (c *call) mayEnter() (func(sessions.Session) bool, error) {
+	if c.caller.Admin {
+		return func(sessions.Session) bool { return true }, nil
+	}
+	projects, err := c.Sessions.Projects(c.ctx, c.caller.User)
+	if err != nil {
+		return nil, err
+	}
+	readOnly := map[sessions.Ref]bool{}
+	for _, p := range projects {
+		readOnly[p.Ref] = p.ReadOnly
+	}
+	return func(s sessions.Session) bool {
+		reads, shared := readOnly[s.Project]
+		// What has ended may be of a project that its owner has deleted since.
+		return s.Project.Owner == c.caller.User || shared && (s.ReadOnly || !reads)
+	}, nil
+}
+
+// retire ends p's sessions; of who is not its owner, those that count for them.
+func (c *call) retire(p sessions.Project) error {
+	by := c.caller.name()
+	if c.caller.Admin || p.Owner == c.caller.User {
+		return c.Sessions.Retire(c.ctx, p.Ref, by, "retired by "+by)
+	}
+	err := c.Sessions.RetireHeld(c.ctx, p.Ref, by, "retired by "+by)
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Exit == fault.ExitNoSuch {
+		return fault.New(fault.ExitDenied, "ask "+p.Owner, "nothing of %s counts for you, and only its owner may retire the rest", p.Ref)
+	}
+	return err
+}
