@@ -84,7 +84,7 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 	if state == Idle {
 		s.armIdle()
 	}
-	if s.m.OnUp == nil || s.files {
+	if s.m.OnUp == nil || s.files || s.project.ReadOnly {
 		return
 	}
 	shown := s.snapshot()

@@ -205,6 +205,7 @@ func TestOnUp(t *testing.T) {
 	}
 	p := w.project("alice", "thesis", 1)
 	w.files(w.project("alice", "other", 0)).Detach()
+	w.attach(w.share(w.project("alice", "read", 0), "bob", true)).Detach()
 	w.attach(p).Detach()
 	first := <-ups
 	if first.s.Project != p.Ref || first.c == nil || len(ups) > 0 {

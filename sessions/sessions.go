@@ -99,8 +99,9 @@ type Manager struct {
 	// before anything else happens. It is how tests kill a gateway there.
 	OnStep func(session string, s Step)
 	// OnUp, unless nil, is called in a goroutine of its own for every session
-	// that is launched or adopted and does more than move files. ctx ends with
-	// the container, and with Close, which waits for it.
+	// that is launched or adopted, save those that only move files or only read:
+	// who is in there acts as the owner. ctx ends with the container, and with
+	// Close, which waits for it.
 	OnUp func(ctx context.Context, s Session, c Container)
 
 	ctx    context.Context // from Start to Close
