@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -42,8 +43,12 @@ const (
 	keyField   = "ds01-key" // fingerprint
 )
 
-// publicKeyField is where the proved key itself is, in ExtraData.
-type publicKeyField struct{}
+// publicKeyField is where the proved key itself is, in ExtraData, and
+// fromField where its holder came from.
+type (
+	publicKeyField struct{}
+	fromField      struct{}
+)
 
 // An identity is who a client has proved to be, and the name it logged in by.
 type identity struct {
@@ -51,11 +56,12 @@ type identity struct {
 	role  string // at login
 	login string // untrusted: any string
 	key   gossh.PublicKey
+	from  netip.Addr
 }
 
 // forward is what who may forward.
 func (who identity) forward(cfg *config.Config) config.Forward {
-	return cfg.Policy(who.role, who.user).Forward
+	return who.certified(cfg.Policy(who.role, who.user).Forward)
 }
 
 // identityOf reads what the finished handshake of sc has proved.
@@ -64,11 +70,13 @@ func identityOf(sc *gossh.ServerConn) (identity, error) {
 		return identity{}, errors.New("authenticated without permissions")
 	}
 	key, _ := sc.Permissions.ExtraData[publicKeyField{}].(gossh.PublicKey)
+	from, _ := sc.Permissions.ExtraData[fromField{}].(netip.Addr)
 	who := identity{
 		user:  sc.Permissions.Extensions[userField],
 		role:  sc.Permissions.Extensions[roleField],
 		login: sc.Permissions.Extensions[loginField],
 		key:   key,
+		from:  from,
 	}
 	// The name may change between attempts; the one that was decided on and
 	// the one that the connection has must be the same.
@@ -112,7 +120,8 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	// client may offer any number of keys that it does not own, by any name,
 	// so nothing here may be remembered.
 	cfg.PublicKeyCallback = func(_ gossh.ConnMetadata, key gossh.PublicKey) (_ *gossh.Permissions, err error) {
-		guard(c.log, func() { _, err = s.who(c.ctx, key) }, func() { err = errRefused })
+		guard(c.log, func() { _, err = s.who(c.ctx, key, c.from()) }, func() { err = errRefused })
+		c.explain(key, err)
 		return nil, err
 	}
 
@@ -141,28 +150,26 @@ func ciphers(version string, site []string) []string {
 // others that there are seal packets by themselves.
 func isCounter(cipher string) bool { return strings.HasSuffix(cipher, "-ctr") }
 
-// who returns whose key this is. The answer does not depend on the login
-// name, so that a stranger learns nothing about which names exist.
-func (s *Server) who(ctx context.Context, key gossh.PublicKey) (keys.User, error) {
-	if _, ok := key.(*gossh.Certificate); ok {
-		return keys.User{}, errRefused
-	}
-	return s.Keys.Who(ctx, key)
+// who returns whose key this is, when it comes from an address. The answer
+// does not depend on the login name, so that a stranger learns nothing about
+// which names exist.
+func (s *Server) who(ctx context.Context, key gossh.PublicKey, from netip.Addr) (keys.User, error) {
+	return s.Keys.Whose(ctx, key, from, sources(s.Config().SSH))
 }
 
 // identify turns a proved key and the login name it came with into the
 // identity of c.
 func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Permissions, error) {
-	user, err := s.who(c.ctx, key)
+	user, err := s.who(c.ctx, key, c.from())
 	if err != nil {
 		return nil, err
 	}
-	fingerprint := gossh.FingerprintSHA256(key)
+	fingerprint := gossh.FingerprintSHA256(plain(key))
 	s.Keys.Used(key)
-	c.authenticate(user.Name, login, fingerprint)
+	c.authenticate(user.Name, login, nameKey(key))
 	return &gossh.Permissions{
 		Extensions: map[string]string{userField: user.Name, roleField: user.Role, loginField: login, keyField: fingerprint},
-		ExtraData:  map[any]any{publicKeyField{}: key},
+		ExtraData:  map[any]any{publicKeyField{}: key, fromField{}: c.from()},
 	}, nil
 }
 
@@ -171,7 +178,7 @@ func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Pe
 func (s *Server) revoked(ctx context.Context, who identity, log *slog.Logger) bool {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	user, err := s.who(ctx, who.key)
+	user, err := s.who(ctx, who.key, who.from)
 	switch {
 	case err == nil:
 		return user.Name != who.user

@@ -178,7 +178,7 @@ func TestTwentyKeysAreTried(t *testing.T) {
 	t.Error("a thousand keys were tried")
 }
 
-// Certificates come later; until then their inner key must not count.
+// Where no CA is believed, the key in a certificate must not count either.
 func TestCertificatesAreRefused(t *testing.T) {
 	w := newWorld(t)
 	alice := w.users["alice"]

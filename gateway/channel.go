@@ -165,7 +165,7 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 	switch req.Type {
 	case "pty-req":
 		pty, err := parsePTY(req.Payload)
-		if err != nil || ch.started || ch.pty {
+		if err != nil || ch.started || ch.pty || !ch.who.permits("permit-pty") {
 			return false
 		}
 		ch.cmd.PTY, ch.pty = pty, true

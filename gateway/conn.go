@@ -197,14 +197,14 @@ func (c *conn) triedAs(login string) {
 }
 
 // authenticate ends the handshake's limits.
-func (c *conn) authenticate(user, login, fingerprint string) {
+func (c *conn) authenticate(user, login, key string) {
 	c.startup.Do(func() { c.s.startups.release(c.source) })
 	if !c.proved.Load() {
 		c.in = &inflow{all: c.s.backlogOf(user)}
 		c.proved.Store(true)
 		close(c.authed)
 	}
-	c.log.Info(fmt.Sprintf("login from %s with %s", c.RemoteAddr(), fingerprint), "user", user, "project", shorten(login))
+	c.log.Info(fmt.Sprintf("login from %s with %s", c.RemoteAddr(), key), "user", user, "project", shorten(login))
 }
 
 // watch owns the connection: it ends one that does not authenticate in time or

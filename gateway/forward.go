@@ -52,7 +52,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 		a, err := c.reach(c.ctx, sc, func(f config.Forward) bool { return f.Local })
 		if err != nil {
 			reason := gossh.ConnectionFailed
-			if errors.Is(err, errForbidden) || errors.Is(err, errNotProject) {
+			if errors.Is(err, errForbidden) || errors.Is(err, errUncertified) || errors.Is(err, errNotProject) {
 				reason = gossh.Prohibited
 			}
 			_ = nc.Reject(reason, fault.For(err).Say)
@@ -91,6 +91,8 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 		return nil, errRevoked
 	case who.login == c.s.Config().ControlName:
 		return nil, errNotProject
+	case !allowed(who.certified(everything)):
+		return nil, errUncertified
 	case !allowed(who.forward(c.s.Config())):
 		return nil, errForbidden
 	}

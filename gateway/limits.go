@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -90,6 +91,11 @@ const quietInterval = 5 * time.Second
 
 // info logs msg, with how many like it were left out, unless it is too soon.
 func (q *quiet) info(log *slog.Logger, msg string, args ...any) {
+	q.log(log, slog.LevelInfo, msg, args...)
+}
+
+// log is info for any level.
+func (q *quiet) log(log *slog.Logger, level slog.Level, msg string, args ...any) {
 	q.mu.Lock()
 	now := time.Now()
 	if now.Before(q.next) {
@@ -103,7 +109,7 @@ func (q *quiet) info(log *slog.Logger, msg string, args ...any) {
 	if dropped > 0 {
 		args = append(args, "unlogged", dropped)
 	}
-	log.Info(msg, args...)
+	log.Log(context.Background(), level, msg, args...)
 }
 
 // quickAck asks the kernel to acknowledge at once what comes next. It forgets

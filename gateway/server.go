@@ -53,7 +53,7 @@ type Server struct {
 	stop     context.CancelCauseFunc
 	startups startups
 
-	refusals, failures quiet // log lines that strangers can cause
+	refusals, failures, explained, troubles quiet // log lines that strangers can cause
 
 	mu        sync.Mutex // guards what follows, and that no conn is added after stop
 	listeners []net.Listener

@@ -23,6 +23,9 @@ type Store struct {
 	account func(name string) (uid, gid int, ok bool, err error) // the host's
 	idInUse func(id int) (bool, error)                           // by a host account or group
 
+	authorities files[map[string]time.Time] // CAs, by wire format, until when
+	revoked     files[*Revoked]
+
 	stop chan struct{} // closed by Close
 	done sync.WaitGroup
 

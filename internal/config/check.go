@@ -83,6 +83,12 @@ func (k *checker) door(c *Config) {
 	k.must(c.SSH.KeepaliveEvery > 0, "ssh.keepalive_interval", "must be more than 0")
 	k.must(c.SSH.MaxStartups > 0, "ssh.max_startups", "must be 1 or more")
 	k.must(c.SSH.MaxPerSource > 0, "ssh.max_per_source", "must be 1 or more")
+	for i, path := range c.SSH.UserCAs {
+		k.absolute(item("ssh.user_cas", i), path)
+	}
+	if c.SSH.RevokedKeys != "" {
+		k.absolute("ssh.revoked_keys", c.SSH.RevokedKeys)
+	}
 }
 
 // paths checks where things are kept.

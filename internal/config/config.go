@@ -59,6 +59,8 @@ type SSH struct {
 	MaxStartups      int      `yaml:"max_startups"`       // unauthenticated connections at once
 	MaxPerSource     int      `yaml:"max_per_source"`     // … from one address
 	KeepaliveEvery   Duration `yaml:"keepalive_interval"` // a client that misses four is gone
+	UserCAs          []string `yaml:"user_cas"`           // files of public keys whose certificates prove who users are
+	RevokedKeys      string   `yaml:"revoked_keys"`       // file of keys and certificates that do so no more; "" is none
 }
 
 // Limits bound one user. See Policy for how they are layered.
@@ -143,6 +145,7 @@ func Default() *Config {
 			MaxStartups:      100,
 			MaxPerSource:     20,
 			KeepaliveEvery:   Duration(25 * time.Second),
+			UserCAs:          []string{},
 		},
 		Limits: Limits{
 			GPUs:        1,
