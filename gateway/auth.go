@@ -160,13 +160,14 @@ func (s *Server) who(ctx context.Context, key gossh.PublicKey, from netip.Addr) 
 // identify turns a proved key and the login name it came with into the
 // identity of c.
 func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Permissions, error) {
+	next := s.Keys.NextRevocation()
 	user, err := s.who(c.ctx, key, c.from())
 	if err != nil {
 		return nil, err
 	}
 	fingerprint := gossh.FingerprintSHA256(plain(key))
 	s.Keys.Used(key)
-	c.authenticate(user.Name, login, nameKey(key))
+	c.authenticate(user.Name, login, nameKey(key), next)
 	return &gossh.Permissions{
 		Extensions: map[string]string{userField: user.Name, roleField: user.Role, loginField: login, keyField: fingerprint},
 		ExtraData:  map[any]any{publicKeyField{}: key, fromField{}: c.from()},

@@ -20,6 +20,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -47,6 +48,9 @@ type conn struct {
 	ahead []byte // read by hello and not by the library yet
 
 	in *inflow // what it has sent and nobody has taken; set before proved
+
+	user       string           // whose it is, once proved
+	revocation *keys.Revocation // to look at the key again after; set before proved
 
 	sealed bool           // whether Write may hold a packet's head back; set before the key exchange
 	head   *[4 << 10]byte // one that is held back, or nil; the library's writer's
@@ -196,10 +200,12 @@ func (c *conn) triedAs(login string) {
 	c.lastTried = login
 }
 
-// authenticate ends the handshake's limits.
-func (c *conn) authenticate(user, login, key string) {
+// authenticate ends the handshake's limits. Of user's key it is known that
+// they had it before next.
+func (c *conn) authenticate(user, login, key string, next *keys.Revocation) {
 	c.startup.Do(func() { c.s.startups.release(c.source) })
 	if !c.proved.Load() {
+		c.user, c.revocation = user, next
 		c.in = &inflow{all: c.s.backlogOf(user)}
 		c.proved.Store(true)
 		close(c.authed)
@@ -252,7 +258,9 @@ func (c *conn) logEnd() {
 
 // keepAlive returns when the connection ends, and ends one whose client has
 // been silent for four intervals. Whatever the client sends is a sign of life;
-// a silent one is asked, as sshd does, for any answer.
+// a silent one is asked, as sshd does, for any answer. It also ends one whose
+// key is no longer its user's: at once when the store says so, and at the next
+// interval for what the store does not tell, which is that a key has expired.
 func (c *conn) keepAlive(every time.Duration) {
 	if c.raw != nil {
 		giveUpAfter(c.raw, 4*every)
@@ -260,15 +268,26 @@ func (c *conn) keepAlive(every time.Duration) {
 	tick := time.NewTicker(max(every/2, time.Millisecond))
 	defer tick.Stop()
 	var asking atomic.Bool
+	var again <-chan time.Time
+	look := false
 	for n := 0; ; n++ {
 		select {
+		case <-again:
 		case <-tick.C:
+			look = look || n%2 == 0
+		case <-c.revocation.Done():
+			var ours bool
+			if c.revocation, ours = c.revocation.After(c.user); !ours {
+				continue
+			}
+			look = true
 		case <-c.ctx.Done():
 			return
 		}
 		sc, ok := c.ssh.Value(ssh.ContextKeyConn).(*gossh.ServerConn)
-		if !ok {
-			continue // the library is about to set it
+		if !ok { // the library is about to set it
+			again = time.After(100 * time.Millisecond)
+			continue
 		}
 		silent := time.Since(c.began) - time.Duration(c.heard.Load())
 		if silent >= 4*every {
@@ -284,7 +303,11 @@ func (c *conn) keepAlive(every time.Duration) {
 				asking.Store(false)
 			})
 		}
-		if who, err := identityOf(sc); n%2 == 0 && (err != nil || c.s.revoked(c.ctx, who, c.log)) {
+		if !look {
+			continue
+		}
+		look = false
+		if who, err := identityOf(sc); err != nil || c.s.revoked(c.ctx, who, c.log) {
 			c.stop(errRevoked)
 			return
 		}

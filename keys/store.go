@@ -31,6 +31,7 @@ type Store struct {
 
 	mu   sync.Mutex
 	used map[string]time.Time // fingerprint to last use, not yet written
+	next *Revocation          // the one that is still to come
 }
 
 // NewStore returns the store kept in d. Users who have no host account get a
@@ -44,6 +45,7 @@ func NewStore(d *sql.DB, firstUID, lastUID int) *Store {
 		idInUse:  hostIDInUse,
 		stop:     make(chan struct{}),
 		used:     map[string]time.Time{},
+		next:     newRevocation(),
 	}
 	s.done.Go(s.flushEachMinute)
 	return s
@@ -203,9 +205,13 @@ func scanUser(r row, more ...any) (User, error) {
 	return u, err
 }
 
-// SetDisabled keeps a user out, or lets them in again. It ends no connection
-// that they have. ErrNoUser if there is no such user.
+// SetDisabled keeps a user out, or lets them in again. Ending the connections
+// that they have is for those who wait for a Revocation. ErrNoUser if there is
+// no such user.
 func (s *Store) SetDisabled(ctx context.Context, name string, disabled bool) error {
+	if disabled {
+		defer s.revoke(name)
+	}
 	res, err := s.db.ExecContext(ctx, `UPDATE users SET disabled = ? WHERE name = ?`, disabled, name)
 	return affected(res, err, "disable or enable user "+name, ErrNoUser)
 }
@@ -213,6 +219,7 @@ func (s *Store) SetDisabled(ctx context.Context, name string, disabled bool) err
 // Remove forgets a user and their keys: ErrNoUser, or ErrHasProjects if they
 // own any.
 func (s *Store) Remove(ctx context.Context, name string) error {
+	defer s.revoke(name)
 	res, err := s.db.ExecContext(ctx, `DELETE FROM users WHERE name = ?`, name)
 	if db.IsForeignKey(err) {
 		err = ErrHasProjects
@@ -313,6 +320,7 @@ func (s *Store) scanKey(r row) (Key, error) {
 
 // RemoveKey takes a key from a user: ErrNoKey if it is not theirs.
 func (s *Store) RemoveKey(ctx context.Context, name, fingerprint string) error {
+	defer s.revoke(name)
 	res, err := s.db.ExecContext(ctx, `DELETE FROM keys WHERE user = ? AND fingerprint = ?`, name, fingerprint)
 	return affected(res, err, "remove key of user "+name, ErrNoKey)
 }
