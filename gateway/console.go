@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kballard/go-shellquote"
+	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
@@ -32,6 +33,7 @@ func (ch *channel) console() (sessions.Exit, error) {
 		terminal := lines{&ch.out}
 		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal, TTY: true, Columns: int(ch.cmd.PTY.Size.Columns)}
 	}
+	streams.Key = gossh.FingerprintSHA256(ch.who.key)
 	code := ch.conn.s.Console(ctx, ch.who.user, words, streams)
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errInterrupt):

@@ -33,16 +33,21 @@ func (ch *channel) find() (sessions.Project, error) {
 	switch {
 	case err == nil, !ok || f.Exit != fault.ExitNoSuch:
 		return p, err
-	case !ch.pty || !ch.shell:
-		return p, fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
-			shorten(ch.who.login), s.Config().ControlName)
 	}
-	own := strings.TrimPrefix(ch.who.login, ch.who.user+".")
-	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(ch.who.login))
 	mine, err := s.Sessions.Projects(ch.ctx, ch.who.user)
 	if err != nil {
 		return p, err
 	}
+	if !ch.pty || !ch.shell {
+		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
+			shorten(ch.who.login), s.Config().ControlName)
+		if near := fault.Nearest(ch.who.login, ch.names(mine)); near != "" {
+			noSuch.Hint = "did you mean " + near + "?"
+		}
+		return p, noSuch
+	}
+	own := strings.TrimPrefix(ch.who.login, ch.who.user+".")
+	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(ch.who.login))
 	if list := ch.list(mine); list != "" {
 		noSuch.Hint = "yours: " + list
 	}
@@ -63,22 +68,26 @@ func (ch *channel) find() (sessions.Project, error) {
 	return ch.create(own)
 }
 
-// list names projects as their user logs in to them.
+// list names projects in a line.
 func (ch *channel) list(projects []sessions.Project) string {
 	const most = 20
-	var names []string
-	for _, p := range projects {
-		name := p.Name
-		if p.Owner != ch.who.user {
-			name = p.String()
-		}
-		if len(names) == most {
-			names = append(names, fmt.Sprintf("and %d more", len(projects)-most))
-			break
-		}
-		names = append(names, name)
+	names := ch.names(projects)
+	if len(names) > most {
+		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
 	}
 	return strings.Join(names, ", ")
+}
+
+// names names projects as their user logs in to them.
+func (ch *channel) names(projects []sessions.Project) []string {
+	names := make([]string, len(projects))
+	for i, p := range projects {
+		names[i] = p.Name
+		if p.Owner != ch.who.user {
+			names[i] = p.String()
+		}
+	}
+	return names
 }
 
 // create makes a project that asks for a GPU, if its owner may have one.

@@ -405,3 +405,17 @@ func TestNoticeOfRetirement(t *testing.T) {
 		t.Errorf("terminal: %v", r)
 	}
 }
+
+// Who mistypes a project's name without a terminal is told the nearest of
+// theirs, and nothing of others'.
+func TestNearestProject(t *testing.T) {
+	w := newWorld(t)
+	for _, tt := range []struct{ user, login, want string }{
+		{"alice", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@… project list\nds01: did you mean thesis?\n"},
+		{"mallory", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@… project list\n"},
+	} {
+		if r := exec(t, w.dial(tt.user, tt.login), "true"); r != (result{errs: tt.want, exit: 4}) {
+			t.Errorf("%s as %s: %v", tt.login, tt.user, r)
+		}
+	}
+}

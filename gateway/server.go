@@ -71,6 +71,8 @@ type ConsoleIO struct {
 	Stdout, Stderr io.Writer
 	TTY            bool // whether Stdout is the client's terminal
 	Columns        int  // its width, 0 if unknown
+
+	Key string // fingerprint of the key that the client has proved
 }
 
 func (s *Server) init() {

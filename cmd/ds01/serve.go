@@ -326,7 +326,9 @@ func (h *house) overSSH(backend *console.Backend) gateway.Console {
 			return console.Report(streams.Stderr, &fault.Error{Exit: fault.ExitDenied, Say: "you have no ds01 account any more",
 				Hint: "ask your administrator", Err: err})
 		}
-		return backend.Run(ctx, console.CallerFor(u), args, console.IO{
+		caller := console.CallerFor(u)
+		caller.Door, caller.Key = "over ssh, with key "+streams.Key, streams.Key
+		return backend.Run(ctx, caller, args, console.IO{
 			Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr,
 			TTY: streams.TTY, Columns: streams.Columns,
 			Open: func(path string) (io.ReadCloser, error) {

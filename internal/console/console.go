@@ -27,6 +27,8 @@ type Caller struct {
 	User   string // "" for the host's root without a ds01 user
 	Admin  bool
 	Inside *sessions.Ref // the project in whose container they ask, or nil
+	Door   string        // how they came in, for themselves to read: "over ssh"
+	Key    string        // fingerprint of the key that they proved, or ""
 }
 
 // CallerFor returns the caller that a door has found to be u.

@@ -2,12 +2,15 @@ package console
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 )
@@ -36,60 +39,201 @@ func (c *call) keys() *cobra.Command {
 }
 
 func (c *call) keyAdd() *cobra.Command {
-	return c.leaf(leaf{
-		use:     "add USER FILE…",
-		short:   "Let the keys in files, one a line, log in as a user",
-		long:    "FILE has public keys as authorized_keys does; - is standard input. All are added, or none.",
-		example: "ds01 key add alice alice.pub\n  curl -s https://github.com/alice.keys | ds01 key add alice -",
-		admin:   true,
-		run: func(_ *cobra.Command, args []string) error {
-			user := args[0]
-			added, err := c.readKeys(args[1:])
-			if err != nil {
-				return err
-			}
-			if err := c.Keys.AddKeys(c.ctx, user, added); err != nil {
-				return explain(err, user)
-			}
-			rows := make([]keyJSON, len(added))
-			for i, k := range added {
-				k.User = user
-				rows[i] = asKeyJSON(k)
-				c.record("key.added", user+" "+k.Fingerprint)
-			}
-			return c.say(rows, "added %s to %s", count(len(added), "key"), user)
-		},
+	var expires, user string
+	cmd := c.leaf(leaf{
+		use:   "add [USER] FILE…",
+		short: "Let the keys in files, one a line, log in as you",
+		long: "FILE has public keys as authorized_keys does; - is standard input. All are added, or none.\n" +
+			"An admin names the user first.",
+		example: "ds01 key add - < laptop.pub\n" +
+			"  ds01 key add alice alice.pub --expires 2027-03-01\n" +
+			"  curl -s https://github.com/alice.keys | ds01 key add alice -",
+		run: func(_ *cobra.Command, args []string) error { return c.addKeys(user, args, expires) },
+	})
+	cmd.Flags().StringVar(&expires, "expires", "", "until when they let in: 90d, or a day such as 2027-03-01 (UTC)")
+	c.userFlag(cmd, &user)
+	return cmd
+}
+
+// userFlag adds --user to a command that is about the caller otherwise.
+func (c *call) userFlag(cmd *cobra.Command, user *string) {
+	cmd.Flags().StringVar(user, "user", "", "whose (admins; default: yours)")
+	// The flag is there, so this cannot fail.
+	_ = cmd.RegisterFlagCompletionFunc("user", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if c.Backend == nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return c.userNames(), cobra.ShellCompDirectiveNoFileComp
 	})
 }
 
+// userLike is a word that may be a user's name and is hardly a key file's.
+var userLike = regexp.MustCompile(`^[a-z0-9_][a-z0-9_-]*$`)
+
+// about returns the user whom a command is about: name, or the caller for "".
+// Everybody else's account is for admins.
+func (c *call) about(name, command string) (keys.User, error) {
+	switch {
+	case name == "" && c.caller.User == "":
+		return keys.User{}, usage("--user is missing", command+" --user USER")
+	case name == "":
+		name = c.caller.User
+	case name != c.caller.User && !c.caller.Admin:
+		return keys.User{}, fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this for somebody else")
+	}
+	u, err := c.Keys.User(c.ctx, name)
+	if err != nil {
+		return keys.User{}, c.explainUser(err, name)
+	}
+	return u, nil
+}
+
+// addKeys gives the keys in files to user, whom the first word may name too.
+func (c *call) addKeys(user string, files []string, expires string) error {
+	if user == "" && len(files) > 1 && (c.caller.Admin || userLike.MatchString(files[0])) {
+		user, files = files[0], files[1:]
+	}
+	if user == "" && c.caller.User == "" {
+		return usage("key add: FILE is missing", "key add --help")
+	}
+	u, err := c.about(user, "key add FILE")
+	if err != nil {
+		return err
+	}
+	until, err := parseExpiry(expires, time.Now())
+	if err != nil {
+		return err
+	}
+	given, err := c.readKeys(files)
+	if err != nil {
+		return err
+	}
+	held, err := c.Keys.Keys(c.ctx, u.Name)
+	if err != nil {
+		return err
+	}
+	var added []keys.Key
+	rows := []keyJSON{} // of those that were there, as they are
+	for _, k := range given {
+		if !until.IsZero() && (k.Expires.IsZero() || until.Before(k.Expires)) {
+			k.Expires = until
+		}
+		k.User, k.Added = u.Name, time.Now()
+		i := slices.IndexFunc(held, func(h keys.Key) bool { return h.Fingerprint == k.Fingerprint })
+		switch {
+		case i < 0:
+			added = append(added, k)
+			rows = append(rows, asKeyJSON(k))
+		case !k.Expires.IsZero() && !k.Expires.Equal(held[i].Expires):
+			return fault.New(fault.ExitFailed, "to change that, remove it first: key remove "+k.Fingerprint,
+				"%s is registered already, with another expiry", k.Fingerprint)
+		default:
+			rows = append(rows, asKeyJSON(held[i]))
+		}
+	}
+	if err := c.Keys.AddKeys(c.ctx, u.Name, added); err != nil {
+		return c.explainUser(err, u.Name)
+	}
+	for _, k := range added {
+		c.record("key.added", u.Name+" "+k.Fingerprint)
+	}
+	switch there := len(given) - len(added); {
+	case len(added) == 0:
+		return c.say(rows, "%s: %s there already, nothing to do", u.Name, areWas(there))
+	case there > 0:
+		return c.say(rows, "added %s to %s; %s there already", count(len(added), "key"), u.Name, areWas(there))
+	}
+	return c.say(rows, "added %s to %s", count(len(added), "key"), u.Name)
+}
+
+func areWas(n int) string {
+	if n == 1 {
+		return "1 key was"
+	}
+	return fmt.Sprintf("%d keys were", n)
+}
+
+// parseExpiry reads how long from now a key shall let in, or until when; "" is
+// for ever. A day ends it at its beginning, as in an expiry-time option.
+func parseExpiry(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := config.ParseDuration(s); err == nil && d > 0 {
+		return now.Add(time.Duration(d)).Truncate(time.Second), nil
+	}
+	for _, layout := range []string{time.DateOnly, time.RFC3339} {
+		t, err := time.Parse(layout, s)
+		switch {
+		case err == nil && !t.After(now):
+			return time.Time{}, usage(fmt.Sprintf("--expires: %s is past", s), "key add --help")
+		case err == nil:
+			return t, nil
+		}
+	}
+	return time.Time{}, usage(fmt.Sprintf("--expires: %q is neither a duration nor a day", s), "key add - --expires 90d")
+}
+
 func (c *call) keyList() *cobra.Command {
-	return c.leaf(leaf{
+	var user string
+	cmd := c.leaf(leaf{
 		use:     "list [USER]",
 		short:   "List your keys; for admins, everybody's or a user's",
+		long:    "USED is when a login last proved that it has the key.",
 		example: "ds01 key list",
 		run: func(_ *cobra.Command, args []string) error {
-			whose := c.caller.User
-			if c.caller.Admin {
-				whose = ""
-			}
-			if len(args) > 0 && args[0] != c.caller.User && !c.caller.Admin {
-				return explain(keys.ErrNoUser, args[0])
-			} else if len(args) > 0 {
-				whose = args[0]
-			}
-			all, err := c.Keys.Keys(c.ctx, whose)
-			if err != nil {
-				return explain(err, whose)
-			}
-			rows := make([]keyJSON, len(all))
-			for i, k := range all {
-				rows[i] = asKeyJSON(k)
-			}
-			return list(c, rows, "USER FINGERPRINT TYPE COMMENT ADDED EXPIRES USED", func(k keyJSON) []string {
-				return []string{k.User, k.Fingerprint, k.Type, k.Comment, day(k.Added), day(k.Expires), day(k.LastUsed)}
-			})
+			return c.listKeys(append(args, user)[0])
 		},
 	})
+	c.userFlag(cmd, &user)
+	return cmd
+}
+
+func (c *call) listKeys(whose string) error {
+	switch {
+	case whose == "" && !c.caller.Admin:
+		whose = c.caller.User
+	case whose != "" && whose != c.caller.User && !c.caller.Admin:
+		return explain(keys.ErrNoUser, whose)
+	}
+	all, err := c.Keys.Keys(c.ctx, whose)
+	if err != nil {
+		return c.explainUser(err, whose)
+	}
+	rows := make([]keyJSON, len(all))
+	for i, k := range all {
+		rows[i] = asKeyJSON(k)
+	}
+	now := time.Now()
+	return list(c, rows, "USER FINGERPRINT TYPE COMMENT AGE EXPIRES USED", func(k keyJSON) []string {
+		used := moment(value(k.LastUsed))
+		if k.Fingerprint == c.caller.Key {
+			used = "now"
+		}
+		return []string{k.User, k.Fingerprint, k.Type, k.Comment, keyAge(value(k.Added), now), keyExpiry(k.Expires, now), used}
+	})
+}
+
+// keyAge says how long ago t was, to its largest unit: "3d".
+func keyAge(t, now time.Time) string {
+	switch d := now.Sub(t); {
+	case d < time.Minute:
+		return "new"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
+
+// keyExpiry says when a key lets in no more, or that it has come to that.
+func keyExpiry(t *time.Time, now time.Time) string {
+	if t != nil && !t.After(now) {
+		return "expired " + day(t)
+	}
+	return day(t)
 }
 
 // day shows a date, in UTC.
@@ -102,19 +246,27 @@ func day(t *time.Time) string {
 
 func (c *call) keyRemove() *cobra.Command {
 	var force bool
+	var user string
 	cmd := c.leaf(leaf{
 		use:     "remove FINGERPRINT",
-		short:   "Take a key away from its user",
+		short:   "Take a key away; logins that came in with it end",
 		example: "ds01 key remove SHA256:s3X…",
-		admin:   true,
-		run:     func(_ *cobra.Command, args []string) error { return c.removeKey(args[0], force) },
+		run:     func(_ *cobra.Command, args []string) error { return c.removeKey(user, args[0], force) },
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "even if it is the user's last")
+	c.userFlag(cmd, &user)
 	return cmd
 }
 
-func (c *call) removeKey(fingerprint string, force bool) error {
-	all, err := c.Keys.Keys(c.ctx, "")
+func (c *call) removeKey(whose, fingerprint string, force bool) error {
+	if whose != "" || !c.caller.Admin {
+		u, err := c.about(whose, "key remove FINGERPRINT")
+		if err != nil {
+			return err
+		}
+		whose = u.Name
+	}
+	all, err := c.Keys.Keys(c.ctx, whose)
 	if err != nil {
 		return err
 	}
@@ -122,16 +274,15 @@ func (c *call) removeKey(fingerprint string, force bool) error {
 	if i < 0 {
 		return explain(keys.ErrNoKey, fingerprint)
 	}
-	key, left := all[i], 0
-	for _, k := range all {
-		if k.User == key.User {
-			left++
-		}
+	key, remove := all[i], c.Keys.RemoveSpareKey
+	if force {
+		remove = c.Keys.RemoveKey
 	}
-	if left == 1 && !force {
+	err = remove(c.ctx, key.User, fingerprint)
+	switch {
+	case errors.Is(err, keys.ErrLastKey):
 		return fault.New(fault.ExitFailed, "add another first, or say --force", "this is the last key of %s, who could not log in any more", key.User)
-	}
-	if err := c.Keys.RemoveKey(c.ctx, key.User, fingerprint); err != nil {
+	case err != nil:
 		return explain(err, fingerprint)
 	}
 	c.record("key.removed", key.User+" "+fingerprint)
@@ -172,29 +323,4 @@ func (c *call) readKeyFile(name string) ([]keys.Key, error) {
 		return nil, &fault.Error{Exit: fault.ExitFailed, Say: "cannot read " + shown, Err: err}
 	}
 	return found, nil
-}
-
-// explain puts errors of package keys in words. what is the user or key that
-// was asked for.
-func explain(err error, what string) error {
-	switch {
-	case errors.Is(err, keys.ErrNoUser):
-		return fault.New(fault.ExitNoSuch, "", "no user %q", what)
-	case errors.Is(err, keys.ErrNoKey):
-		return fault.New(fault.ExitNoSuch, "see: key list", "no key %q", what)
-	case errors.Is(err, keys.ErrUserExists):
-		return fault.New(fault.ExitFailed, "see: user show "+what, "there is a user %q already", what)
-	case errors.Is(err, keys.ErrKeyTaken):
-		return fault.New(fault.ExitFailed, "remove it first, or use another: see: key list", "a key in it is registered already")
-	case errors.Is(err, keys.ErrHasProjects):
-		return fault.New(fault.ExitFailed, "delete them first (their files stay), or: user disable "+what, "%s owns projects", what)
-	case errors.Is(err, keys.ErrRange):
-		return fault.New(fault.ExitFailed, "widen uids in the config, or give --uid", "no uid is left for %s", what)
-	}
-	for _, plain := range []error{keys.ErrUserName, keys.ErrNoRole, keys.ErrUID, keys.ErrUIDTaken} {
-		if errors.Is(err, plain) {
-			return fault.New(fault.ExitFailed, "", "cannot add %q: %s", what, plain.Error())
-		}
-	}
-	return err
 }

@@ -47,11 +47,13 @@ func (c *call) find(name string) (sessions.Project, error) {
 	}
 	switch {
 	case c.caller.Admin && dotted:
-		return c.Sessions.Find(c.ctx, owner, name)
+		p, err := c.Sessions.Find(c.ctx, owner, name)
+		return p, near(err, name, c.projectNames)
 	case c.caller.User == "":
 		return sessions.Project{}, fault.New(fault.ExitUsage, "", "whose %s is it? name it OWNER.%s", name, name)
 	}
-	return c.Sessions.Find(c.ctx, c.caller.User, name)
+	p, err := c.Sessions.Find(c.ctx, c.caller.User, name)
+	return p, near(err, name, c.projectNames)
 }
 
 // findOwn is find for what only the owner and admins may do.
@@ -106,7 +108,7 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	}
 	u, err := c.Keys.User(c.ctx, p.Owner)
 	if err != nil {
-		return explain(err, p.Owner)
+		return c.explainUser(err, p.Owner)
 	}
 	if !gpusGiven {
 		p.GPUs = min(1, c.Config().Policy(u.Role, u.Name).GPUs)

@@ -156,6 +156,7 @@ func (s *Server) run(ctx context.Context, uid uint32, req door.Request, streams 
 		}
 		return Report(streams.Stderr, f)
 	}
+	caller.Door = fmt.Sprintf("on the host, as uid %d", uid)
 	return s.Backend.Run(ctx, caller, req.Args, streams)
 }
 

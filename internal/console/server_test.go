@@ -314,7 +314,7 @@ func TestDoorHostileClients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := attack(c); err != nil {
+		if err := attack(c); err != nil && !errors.Is(err, unix.EPIPE) { // we may have hung up by then
 			t.Errorf("%s: %v", name, err)
 		}
 		c.Close()

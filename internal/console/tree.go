@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -181,7 +182,8 @@ func words(use string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < fewest:
-			return usage(fmt.Sprintf("%s: %s is missing", path(cmd), strings.Trim(wanted[len(args)], "[]…")), path(cmd, "--help"))
+			needed := slices.DeleteFunc(slices.Clone(wanted), func(w string) bool { return strings.HasPrefix(w, "[") })
+			return usage(fmt.Sprintf("%s: %s is missing", path(cmd), strings.Trim(needed[len(args)], "…")), path(cmd, "--help"))
 		case len(args) > most:
 			return usage(fmt.Sprintf("%s: %q is one word too many", path(cmd), args[most]), path(cmd, "--help"))
 		}

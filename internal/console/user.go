@@ -148,7 +148,7 @@ func (c *call) userShow() *cobra.Command {
 		run: func(_ *cobra.Command, args []string) error {
 			u, err := c.Keys.User(c.ctx, args[0])
 			if err != nil {
-				return explain(err, args[0])
+				return c.explainUser(err, args[0])
 			}
 			return c.showUser(u)
 		},
@@ -211,11 +211,11 @@ func (c *call) userSwitch(verb, short string, disabled bool) *cobra.Command {
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
 			if err := c.Keys.SetDisabled(c.ctx, args[0], disabled); err != nil {
-				return explain(err, args[0])
+				return c.explainUser(err, args[0])
 			}
 			u, err := c.Keys.User(c.ctx, args[0])
 			if err != nil {
-				return explain(err, args[0])
+				return c.explainUser(err, args[0])
 			}
 			c.record("user."+verb+"d", u.Name)
 			return c.say(asUserJSON(u), "%sd %s", verb, u.Name)
@@ -232,7 +232,7 @@ func (c *call) userRemove() *cobra.Command {
 		run: func(_ *cobra.Command, args []string) error {
 			u, err := c.Keys.User(c.ctx, args[0])
 			if err != nil {
-				return explain(err, args[0])
+				return c.explainUser(err, args[0])
 			}
 			if err := c.Keys.Remove(c.ctx, u.Name); err != nil {
 				return explain(err, u.Name)

@@ -1,0 +1,52 @@
+package console
+
+import (
+	"errors"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/keys"
+)
+
+// near adds to a fault about a name that does not exist the nearest of names
+// that do: of those that the caller may see, or it would tell of the others.
+// Other errors, and nil, pass through.
+func near(err error, name string, names func() []string) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || f.Exit != fault.ExitNoSuch {
+		return err
+	}
+	if one := fault.Nearest(name, names()); one != "" {
+		return fault.New(f.Exit, "did you mean "+one+"?", "%s", f.Say)
+	}
+	return f
+}
+
+// explainUser is explain for an error about the user that was named.
+func (c *call) explainUser(err error, name string) error {
+	return near(explain(err, name), name, c.userNames)
+}
+
+// explain puts errors of package keys in words. what is the user or key that
+// was asked for.
+func explain(err error, what string) error {
+	switch {
+	case errors.Is(err, keys.ErrNoUser):
+		return fault.New(fault.ExitNoSuch, "", "no user %q", what)
+	case errors.Is(err, keys.ErrNoKey):
+		return fault.New(fault.ExitNoSuch, "see: key list", "no key %q", what)
+	case errors.Is(err, keys.ErrUserExists):
+		return fault.New(fault.ExitFailed, "see: user show "+what, "there is a user %q already", what)
+	case errors.Is(err, keys.ErrKeyTaken):
+		return fault.New(fault.ExitFailed, "remove it first, or use another: see: key list", "a key in it is registered already")
+	case errors.Is(err, keys.ErrHasProjects):
+		return fault.New(fault.ExitFailed, "delete them first (their files stay), or: user disable "+what, "%s owns projects", what)
+	case errors.Is(err, keys.ErrRange):
+		return fault.New(fault.ExitFailed, "widen uids in the config, or give --uid", "no uid is left for %s", what)
+	}
+	for _, plain := range []error{keys.ErrUserName, keys.ErrNoRole, keys.ErrUID, keys.ErrUIDTaken} {
+		if errors.Is(err, plain) {
+			return fault.New(fault.ExitFailed, "", "cannot add %q: %s", what, plain.Error())
+		}
+	}
+	return err
+}
