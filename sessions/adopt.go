@@ -83,6 +83,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	defer m.mu.Unlock()
 	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref, User: r.holder, ReadOnly: r.readOnly}, r.files, r.state)
 	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
+	s.keptUntil, s.keptWhy = r.keptUntil, r.keptWhy
 	for _, l := range leases {
 		d := devices[l.GPU]
 		d.Index, d.UUID = cmp.Or(d.Index, l.Index), l.GPU

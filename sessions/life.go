@@ -36,6 +36,8 @@ type life struct {
 	image     string
 	began     time.Time
 	idleSince time.Time
+	keptUntil time.Time // does not retire by itself before
+	keptWhy   string
 	reason    string // why it retires or ended; once set it stays
 	by        string // who retires it
 	died      string // why its container died before it was active
@@ -141,9 +143,10 @@ func (s *life) armIdle() {
 	if limit == 0 || s.m.closed {
 		return
 	}
-	since := s.idleSince
-	s.idle = s.after(time.Until(since.Add(limit)), func() bool {
-		return s.state != Idle || !s.idleSince.Equal(since) || s.expire(s.idleReason())
+	since, kept := s.idleSince, s.keptUntil
+	at, why := s.keeps(since.Add(limit), s.idleReason())
+	s.idle = s.after(time.Until(at), func() bool {
+		return s.state != Idle || !s.idleSince.Equal(since) || !s.keptUntil.Equal(kept) || s.expire(why)
 	})
 }
 
@@ -186,16 +189,19 @@ func (s *life) armLifetime() {
 	if limit == 0 || s.m.closed {
 		return
 	}
-	end := s.began.Add(limit)
-	s.lifetime = append(s.lifetime, s.after(time.Until(end), func() bool { return s.expire(s.lifetimeReason()) }))
+	kept := s.keptUntil
+	end, why := s.keeps(s.began.Add(limit), s.lifetimeReason())
+	s.lifetime = append(s.lifetime, s.after(time.Until(end), func() bool {
+		return !s.keptUntil.Equal(kept) || s.expire(why)
+	}))
 	for _, before := range notices {
 		wait := time.Until(end.Add(-before))
 		if before >= limit || wait < 0 {
 			continue
 		}
 		s.lifetime = append(s.lifetime, s.after(wait, func() bool {
-			s.tell(fmt.Sprintf("ds01: this session will be retired in %s, at %s UTC: its %s ends",
-				config.Duration(before), end.UTC().Format("15:04"), s.lifetimeReason()))
+			s.tell(fmt.Sprintf("ds01: this session will be retired in %s, at %s UTC: %s",
+				config.Duration(before), end.UTC().Format("15:04"), why))
 			return true
 		}))
 	}
@@ -246,11 +252,11 @@ func (s *life) storeLater() {
 // never. The caller holds m.mu.
 func (s *life) deadline() (at time.Time, why string) {
 	if limit := time.Duration(s.limits.MaxLifetime); limit > 0 {
-		at, why = s.began.Add(limit), s.lifetimeReason()
+		at, why = s.keeps(s.began.Add(limit), s.lifetimeReason())
 	}
 	if limit := time.Duration(s.limits.IdleTimeout); s.state == Idle && limit > 0 {
-		if idle := s.idleSince.Add(limit); at.IsZero() || idle.Before(at) {
-			at, why = idle, s.idleReason()
+		if idle, reason := s.keeps(s.idleSince.Add(limit), s.idleReason()); at.IsZero() || !idle.After(at) {
+			at, why = idle, reason
 		}
 	}
 	return at, why
@@ -277,6 +283,9 @@ func (s *life) snapshot() Session {
 	if s.state == Active || s.state == Idle {
 		v.Retires, v.RetireWhy = s.deadline()
 		v.Retires = v.Retires.UTC().Round(0)
+		if s.keptUntil.After(time.Now()) {
+			v.KeptUntil, v.KeptWhy = s.keptUntil.UTC(), s.keptWhy
+		}
 	}
 	return v
 }

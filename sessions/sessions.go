@@ -69,6 +69,8 @@ type Session struct {
 	IdleSince   time.Time // zero while connected
 	Retires     time.Time // when it will retire at the latest; zero if never
 	RetireWhy   string    // "idle 30m", "lifetime 24h": what Retires stands for
+	KeptUntil   time.Time // it does not retire by itself before; zero if nobody keeps it
+	KeptWhy     string    // as who keeps it says, or ""
 	Ended       time.Time
 	Connections int
 	Reason      string // why it retires or ended
@@ -112,6 +114,8 @@ type Manager struct {
 
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it
+
+	keeping sync.Mutex // held while one Keep runs
 
 	mu      sync.Mutex // guards what follows, and every life
 	closed  bool

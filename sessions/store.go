@@ -24,12 +24,14 @@ type row struct {
 	launched          time.Time
 	idleSince         time.Time
 	ended             time.Time
+	keptUntil         time.Time
+	keptWhy           string
 }
 
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason
+	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_until, kept_why
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
@@ -39,12 +41,13 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 	var all []row
 	for found.Next() {
 		var r row
-		var launched, idleSince, ended int64
-		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason)
+		var launched, idleSince, ended, kept int64
+		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason,
+			&kept, &r.keptWhy)
 		if err != nil {
 			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}
-		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
+		r.launched, r.idleSince, r.ended, r.keptUntil = db.Time(launched), db.Time(idleSince), db.Time(ended), db.Time(kept)
 		all = append(all, r)
 	}
 	if err := found.Err(); err != nil {

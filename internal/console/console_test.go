@@ -194,7 +194,7 @@ func TestJSONIsStable(t *testing.T) {
 		"user list":      "created disabled gid name role uid",
 		"key list":       "added comment expires fingerprint last_used type user",
 		"project list":   "access created gpus image members name owner workspace",
-		"container list": "connections ended files gpus holder idle_since image launched owner project read_only reason retire_why retires session state workspace",
+		"container list": "connections ended files gpus holder idle_since image keep_reason kept_until launched owner project read_only reason retire_why retires session state workspace",
 		"gpu list":       "index memory mig missing name owner project simulated since uuid",
 		"events":         "at detail id kind project session user",
 	} {

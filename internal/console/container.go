@@ -32,6 +32,8 @@ type sessionJSON struct {
 	Connections int        `json:"connections"`
 	Retires     *time.Time `json:"retires"` // at the latest; null is never
 	RetireWhy   string     `json:"retire_why"`
+	KeptUntil   *time.Time `json:"kept_until"` // it does not retire by itself before; null if nobody keeps it
+	KeepReason  string     `json:"keep_reason"`
 	Ended       *time.Time `json:"ended"`
 	Reason      string     `json:"reason"` // why it retires or ended
 	Workspace   string     `json:"workspace"`
@@ -42,7 +44,8 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 		Session: s.ID, Project: s.Project.Name, Owner: s.Project.Owner, State: string(s.State), Image: s.Image,
 		Files: s.Files, ReadOnly: s.ReadOnly, Holder: s.Holder,
 		GPUs: []gpuJSON{}, Launched: stamp(s.Launched), IdleSince: stamp(s.IdleSince), Connections: s.Connections,
-		Retires: stamp(s.Retires), RetireWhy: s.RetireWhy, Ended: stamp(s.Ended), Reason: s.Reason,
+		Retires: stamp(s.Retires), RetireWhy: s.RetireWhy,
+		KeptUntil: stamp(s.KeptUntil), KeepReason: s.KeptWhy, Ended: stamp(s.Ended), Reason: s.Reason,
 		Workspace: c.Sessions.Workspace(s.Project),
 	}
 	for _, d := range s.GPUs {
@@ -53,9 +56,9 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 
 // containers is the commands about sessions, which people call containers.
 func (c *call) containers() *cobra.Command {
-	cmd := Parent("container", "List and retire running containers",
+	cmd := Parent("container", "List, keep and retire running containers",
 		"A project's container is launched by the first login and retired when it is idle.\nWhat is in /workspace stays.")
-	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire())
+	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep())
 	return cmd
 }
 
@@ -137,13 +140,13 @@ func indexes(gpus []gpuJSON) string {
 // retires says when a session will retire, and why: "in 25m: idle 30m".
 func retires(s sessionJSON, now time.Time) string {
 	if s.Retires == nil || s.Ended != nil {
-		return ""
+		return strings.TrimPrefix(kept(s), "; ")
 	}
 	when := until(*s.Retires, now)
 	if why := cmp.Or(s.RetireWhy, s.Reason); why != "" {
 		when += ": " + why
 	}
-	return when
+	return when + kept(s)
 }
 
 // value is what p points to; of nil, the zero value.

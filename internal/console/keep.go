@@ -1,0 +1,84 @@
+package console
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/internal/config"
+)
+
+func (c *call) containerKeep() *cobra.Command {
+	var off bool
+	var reason string
+	cmd := c.leaf(leaf{
+		use:   "keep NAME [DURATION]",
+		short: "Keep a container from retiring for a while",
+		long: "Until then neither its idle time nor its age ends it, and nobody need be connected. The longest\n" +
+			"is keep_max, and not longer than that past its lifetime. 0 or --off ends it.",
+		example: `ds01 container keep my-thesis 8h --reason "training until tomorrow"`,
+		run: func(_ *cobra.Command, args []string) error {
+			d, err := keepFor(args[1:], off)
+			if err != nil {
+				return err
+			}
+			p, err := c.findOwn(args[0])
+			if err != nil {
+				return err
+			}
+			s, err := c.Sessions.Keep(c.ctx, p.Ref, c.caller.name(), d, reason)
+			if err != nil {
+				return err
+			}
+			j := c.sessionJSON(s)
+			switch retires := retires(j, time.Now()); {
+			case d > 0:
+				return c.say(j, "kept %s until %s", c.called(p.Ref), moment(s.KeptUntil))
+			case retires != "":
+				return c.say(j, "%s is no longer kept; it retires %s", c.called(p.Ref), retires)
+			}
+			return c.say(j, "%s is no longer kept", c.called(p.Ref))
+		},
+	})
+	cmd.Flags().BoolVar(&off, "off", false, "keep it no longer")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who wait for its GPUs")
+	return cmd
+}
+
+// keepFor reads the words after NAME; 0 is no longer.
+func keepFor(words []string, off bool) (time.Duration, error) {
+	const help = "container keep --help"
+	switch {
+	case len(words) == 0 && !off:
+		return 0, usage("container keep: DURATION is missing", help)
+	case len(words) == 0:
+		return 0, nil
+	}
+	d, err := config.ParseDuration(words[0])
+	switch {
+	case err != nil:
+		return 0, usage(err.Error(), help)
+	case off && d > 0:
+		return 0, usage(fmt.Sprintf("container keep: either %s or --off", words[0]), help)
+	case d > 0 && d < config.Duration(time.Minute):
+		return 0, usage(fmt.Sprintf("%s is less than a minute", d), help)
+	}
+	return time.Duration(d), nil
+}
+
+// kept says until when a session is kept and why, as part of the sentence that
+// says when it retires.
+func kept(s sessionJSON) string {
+	if s.KeptUntil == nil {
+		return ""
+	}
+	when := moment(*s.KeptUntil)
+	if s.Retires != nil && s.Retires.Equal(*s.KeptUntil) {
+		when = "then"
+	}
+	if s.KeepReason != "" {
+		when += ": " + s.KeepReason
+	}
+	return "; kept until " + when
+}

@@ -1,0 +1,59 @@
+package console
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+func TestContainerKeep(t *testing.T) {
+	b := backend(t)
+	before := time.Now().UTC()
+	said := ok(t, b, alice, "container keep thesis 48h --reason training")
+	if !strings.HasPrefix(said, "kept thesis until "+before.Add(48*time.Hour).Format("2006-01-02 15:")) {
+		t.Errorf("keep says %q", said)
+	}
+	for _, line := range []string{"container list", "container show thesis"} {
+		if got := ok(t, b, alice, line); !strings.Contains(got, "in 48h: lifetime 24h, no longer kept; kept until then: training") {
+			t.Errorf("%s:\n%s", line, got)
+		}
+	}
+	var shown map[string]any
+	if err := json.Unmarshal([]byte(ok(t, b, alice, "container show thesis --json")), &shown); err != nil ||
+		shown["keep_reason"] != "training" || shown["kept_until"] != shown["retires"] {
+		t.Errorf("show --json: %v, %v", shown, err)
+	}
+	if got := ok(t, b, alice, "events"); !strings.Contains(got, "session.kept") || !strings.Contains(got, ": training") {
+		t.Errorf("events:\n%s", got)
+	}
+	if got := ok(t, b, alice, "container keep thesis 1h"); !strings.HasPrefix(got, "kept thesis until ") {
+		t.Errorf("for less: %q", got)
+	}
+	if got := ok(t, b, alice, "container list"); !strings.Contains(got, "lifetime 24h; kept until 20") {
+		t.Errorf("kept within its lifetime:\n%s", got)
+	}
+	for _, line := range []string{"container keep thesis --off", "container keep thesis 0"} { // twice is once
+		if got := ok(t, b, alice, line); got != "thesis is no longer kept; it retires in 24h: lifetime 24h\n" {
+			t.Errorf("%s: %q", line, got)
+		}
+	}
+	for line, want := range map[string]string{
+		"container keep thesis":           "DURATION is missing",
+		"container keep thesis long":      `"long" is not a duration`,
+		"container keep thesis 8h --off":  "either 8h or --off",
+		"container keep thesis 10s":       "less than a minute",
+		"container keep thesis 1h twice":  "one word too many",
+		"container keep thesis -- -1h":    "is negative",
+		"container keep thesis 1h --why=": "there is no --why here",
+	} {
+		if _, stderr, exit := do(t, b, alice, line); exit != fault.ExitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("%s: exit %d, %q; want %q", line, exit, stderr, want)
+		}
+	}
+	if _, stderr, exit := do(t, b, alice, "container keep thesis 30d"); exit != fault.ExitDenied || !strings.Contains(stderr, "72h at a time") {
+		t.Errorf("too long: exit %d, %q", exit, stderr)
+	}
+}
