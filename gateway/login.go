@@ -100,6 +100,8 @@ func (ch *channel) create(name string) (sessions.Project, error) {
 	p, err := s.Sessions.Create(ch.ctx, user.Name, sessions.Project{
 		Ref:  sessions.Ref{Owner: user.Name, Name: name},
 		GPUs: min(1, s.Config().Policy(user.Role, user.Name).GPUs),
+
+		Start: sessions.Start{Furnish: true},
 	})
 	if err == nil && p.TookOver {
 		ch.print("ds01: its directory was there already, and its files are in /workspace")

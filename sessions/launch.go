@@ -210,7 +210,7 @@ func (m *Manager) spec(s *life, owner, account Account) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	if _, err := home.make(owner.UID, owner.GID); err != nil {
+	if _, err := home.make(owner.UID, owner.GID, nil); err != nil {
 		return Spec{}, err
 	}
 	for _, rel := range cfg.Home.Persist {

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -106,6 +107,9 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	case !m.validProject(p.Name):
 		return Project{}, fault.New(fault.ExitFailed, "choose another name", "the name %q is reserved", p.Name)
 	}
+	if err := p.Start.check(); err != nil {
+		return Project{}, err
+	}
 	account, err := m.check(ctx, p)
 	if err != nil {
 		return Project{}, err
@@ -118,7 +122,12 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	if err != nil {
 		return Project{}, err
 	}
-	made, err := dir.make(account.UID, account.GID)
+	m.creating.Lock()
+	made, err := dir.make(account.UID, account.GID, func(inside *os.Root) (err error) {
+		p.Repository, err = m.furnish(ctx, p, furnisher{inside, account.UID, account.GID})
+		return err
+	})
+	m.creating.Unlock()
 	if err != nil {
 		return Project{}, err
 	}
@@ -141,7 +150,7 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	})
 	if err != nil {
 		if made {
-			dir.removeEmpty()
+			dir.removeEmpty() // what Start has put there stays, and is taken over the next time
 		}
 		return Project{}, fmt.Errorf("create project %s: %w", p.Ref, err)
 	}

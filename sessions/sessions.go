@@ -38,9 +38,11 @@ type Project struct {
 	User     string
 	ReadOnly bool
 
-	// TookOver is set by Create alone: the workspace was there already, with
-	// whatever is in it.
-	TookOver bool
+	Start Start // what Create puts into its new workspace
+
+	// These are set by Create alone. TookOver: the workspace was there already,
+	// with whatever is in it. Repository: there is a git repository in the new one.
+	TookOver, Repository bool
 }
 
 // A State is where a session is in its life (DESIGN.md, "The session's life").
@@ -115,7 +117,8 @@ type Manager struct {
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it
 
-	keeping sync.Mutex // held while one Keep runs
+	keeping  sync.Mutex // held while one Keep runs
+	creating sync.Mutex // held while one workspace is made
 
 	mu      sync.Mutex // guards what follows, and every life
 	closed  bool

@@ -53,9 +53,9 @@ func newDirectory(what, template string, pairs ...string) (directory, error) {
 func (d directory) path() string { return filepath.Join(d.root, d.rel) }
 
 // make makes the directory for uid and gid alone, the levels above it for the
-// gateway's own, and reports whether it was not there yet. One that is there is left as
-// it is.
-func (d directory) make(uid, gid int) (made bool, err error) {
+// gateway's own, and reports whether it was not there yet; then fill has put
+// something into it, unless it is nil. One that is there is left as it is.
+func (d directory) make(uid, gid int, fill func(*os.Root) error) (made bool, err error) {
 	if err := os.MkdirAll(d.root, 0o755); err != nil { // people must reach what is theirs below it
 		return false, d.explain(d.root, err)
 	}
@@ -65,7 +65,9 @@ func (d directory) make(uid, gid int) (made bool, err error) {
 	}
 	defer func() { _ = r.Close() }()
 	for path := range levels(d.rel) {
-		if path == d.rel {
+		if path == d.rel && fill != nil && errors.Is(isDirectory(r, path), fs.ErrNotExist) {
+			made, err = build(r, path, uid, gid, fill)
+		} else if path == d.rel {
 			made, err = ensure(r, path, 0o750, uid, gid)
 		} else {
 			_, err = ensure(r, path, 0o755, os.Geteuid(), os.Getegid())

@@ -76,19 +76,27 @@ func (c *call) called(ref sessions.Ref) string {
 func (c *call) projectCreate() *cobra.Command {
 	var owner, image string
 	var gpus int
+	var start starting
 	cmd := c.leaf(leaf{
-		use:     "create NAME",
-		short:   "Create a project and its workspace",
-		long:    "Without --gpus it asks for one GPU, if its owner may have any.",
-		example: "ds01 project create my-thesis --gpus 2",
+		use:   "create NAME",
+		short: "Create a project and its workspace",
+		long: "Without --gpus it asks for one GPU, if its owner may have any. A workspace that is there\n" +
+			"already is taken over as it is; a new one gets a README.md, a .gitignore and a git repository.",
+		example: "ds01 project create my-thesis --gpus 2 --template ml",
 		run: func(cmd *cobra.Command, args []string) error {
 			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus}
+			var err error
+			if p.Start, err = start.start(); err != nil {
+				return err
+			}
 			return c.createProject(p, cmd.Flags().Changed("gpus"))
 		},
 	})
 	cmd.Flags().StringVar(&owner, "owner", "", "whose it is (admins; default: yours)")
 	cmd.Flags().StringVar(&image, "image", "", "container image (default: the role's or the site's)")
 	cmd.Flags().IntVar(&gpus, "gpus", 0, "how many GPUs each of its sessions gets")
+	start.flags(cmd)
+	cmd.Aliases = []string{"init"}
 	return cmd
 }
 
@@ -117,11 +125,7 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	if err != nil {
 		return err
 	}
-	done := "created %s; its files are in %s"
-	if p.TookOver {
-		done = "created %s; its files are in %s, which was there already"
-	}
-	return c.say(c.projectJSON(p), done, c.called(p.Ref), c.Sessions.Workspace(p.Ref))
+	return c.say(c.projectJSON(p), "created %s; its files are in %s%s", c.called(p.Ref), c.Sessions.Workspace(p.Ref), found(p))
 }
 
 // ownProjects returns the projects that the caller may name, by name.

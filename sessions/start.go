@@ -1,0 +1,249 @@
+package sessions
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+// A Start says what Create puts into a workspace that it makes; the zero Start
+// is nothing. One that was there already stays as it is.
+type Start struct {
+	Furnish  bool   // a README.md, a .gitignore and, if the host has git, an empty repository
+	Template string // with Furnish: one of Templates, or ""
+}
+
+// A folder is one that a template makes.
+type folder struct{ path, what string }
+
+// templates are the kinds of work that have folders of their own. Everything
+// under data and models is left out of git.
+var templates = map[string][]folder{
+	"ml": {{"data/raw", "as it came"}, {"data/processed", "as the code wants it"}, {"notebooks", "for trying out"},
+		{"src", "code"}, {"configs", "settings of runs"}, {"models", "weights and checkpoints"}, {"results", "figures and tables"}},
+	"cv": {{"data/raw", "images as they came"}, {"data/annotations", "boxes, masks and labels"}, {"data/processed", "as the code wants it"},
+		{"notebooks", "for trying out"}, {"src", "code"}, {"configs", "settings of runs"}, {"models", "weights and checkpoints"}, {"results", "figures and tables"}},
+	"nlp": {{"data/raw", "texts as they came"}, {"data/processed", "tokenised, split"}, {"data/embeddings", "vectors"},
+		{"notebooks", "for trying out"}, {"src", "code"}, {"configs", "settings of runs"}, {"models", "weights and checkpoints"}, {"results", "figures and tables"}},
+	"rl": {{"envs", "environments"}, {"agents", "policies and learners"}, {"configs", "settings of runs"},
+		{"models", "weights and checkpoints"}, {"data/replays", "recorded episodes"}, {"notebooks", "for trying out"}, {"results", "figures and tables"}},
+	"llm": {{"data/raw", "texts as they came"}, {"data/processed", "instructions, pairs"}, {"prompts", "prompts"}, {"src", "code"},
+		{"configs", "settings of runs"}, {"models/base", "downloaded weights"}, {"models/adapters", "what was trained"}, {"evals", "evaluations"}},
+}
+
+// Templates returns their names.
+func Templates() []string { return []string{"ml", "cv", "nlp", "rl", "llm"} }
+
+const gitignore = `# Large, or made again at any time.
+/data/
+/models/
+*.ckpt
+*.pt
+*.pth
+*.safetensors
+
+__pycache__/
+.ipynb_checkpoints/
+.venv/
+wandb/
+.cache/
+
+# Never for others to read.
+.env
+`
+
+// readme is the first file that a person finds in project's workspace.
+func (m *Manager) readme(p Project, template string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# %[1]s
+
+These files are /workspace in the project's container. They stay when it is
+retired; the rest of it does not.
+
+    ssh %[1]s@HOST                      a shell in the container
+    scp FILE %[1]s@HOST:                copy a file here
+    ssh %[2]s@HOST container list       what runs, and when it retires
+    ssh %[2]s@HOST container keep %[1]s 8h
+                                        work on with nobody connected
+`, p.Name, m.Config().ControlName)
+	if folders := templates[template]; len(folders) > 0 {
+		b.WriteString("\n| folder | for |\n| --- | --- |\n")
+		for _, f := range folders {
+			fmt.Fprintf(&b, "| %s | %s |\n", f.path, f.what)
+		}
+	}
+	return b.String()
+}
+
+// check refuses a template that there is none of.
+func (s Start) check() error {
+	if s.Template != "" && !slices.Contains(Templates(), s.Template) {
+		return fault.New(fault.ExitNoSuch, "there are: "+strings.Join(Templates(), ", "), "no template %q", s.Template)
+	}
+	return nil
+}
+
+// A furnisher puts things into a directory that is still the gateway's own, so
+// that nobody can put a link into its way, and gives them to the owner.
+type furnisher struct {
+	r        *os.Root
+	uid, gid int
+}
+
+// furnish fills p's new workspace and reports whether it has a repository.
+func (m *Manager) furnish(ctx context.Context, p Project, f furnisher) (repository bool, err error) {
+	if !p.Start.Furnish {
+		return false, nil
+	}
+	for _, one := range templates[p.Start.Template] {
+		if err := f.mkdirAll(one.path); err != nil {
+			return false, err
+		}
+	}
+	if err := f.write("README.md", []byte(m.readme(p, p.Start.Template))); err != nil {
+		return false, err
+	}
+	if err := f.write(".gitignore", []byte(gitignore)); err != nil {
+		return false, err
+	}
+	return f.repository(ctx)
+}
+
+func (f furnisher) mkdirAll(rel string) error {
+	for dir := range levels(rel) {
+		err := f.r.Mkdir(dir, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := f.give(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f furnisher) write(name string, text []byte) error {
+	if err := f.r.WriteFile(name, text, 0o600); err != nil {
+		return err
+	}
+	return f.give(name, 0o644)
+}
+
+// give makes name the owner's.
+func (f furnisher) give(name string, mode fs.FileMode) error {
+	if err := f.r.Chmod(name, mode); err != nil { // whatever the umask is
+		return err
+	}
+	if f.uid == os.Geteuid() && f.gid == os.Getegid() {
+		return nil
+	}
+	return f.r.Lchown(name, f.uid, f.gid)
+}
+
+// gitTime is how long git may take to make an empty repository.
+const gitTime = 10 * time.Second
+
+// repository puts an empty git repository into the directory, unless the host
+// has no git. Git makes it elsewhere, in a directory of the gateway's and
+// without anybody's settings, and never runs where a user could meddle.
+func (f furnisher) repository(ctx context.Context) (made bool, err error) {
+	git, err := exec.LookPath("git")
+	if err != nil {
+		return false, nil //nolint:nilerr // it is optional, and the owner is told
+	}
+	dir, err := os.MkdirTemp("", "ds01-git-")
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	ctx, cancel := context.WithTimeout(ctx, gitTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, git, "-c", "init.defaultBranch=main", "init", "--quiet", "--template=", ".")
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1", "LC_ALL=C"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return false, fmt.Errorf("git init: %w: %s", err, out)
+	}
+	return true, fs.WalkDir(os.DirFS(dir), ".git", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return f.mkdirAll(name)
+		}
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		return f.write(name, text)
+	})
+}
+
+// private makes sure that r is the empty directory that build has just made:
+// who owns the one above could have put a link to another's in its place.
+func private(r *os.Root) error {
+	info, err := r.Stat(".")
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(st.Uid) != os.Geteuid() || info.Mode().Perm() != 0o700 {
+		return errLink
+	}
+	return nil
+}
+
+// build makes rel, which is not there yet, for uid and gid, filled by fill. It
+// is made beside its place and put there when it is whole: a gateway that is
+// killed leaves no half of it. It reports false if somebody else was faster.
+// One build of rel runs at a time.
+func build(r *os.Root, rel string, uid, gid int, fill func(*os.Root) error) (made bool, err error) {
+	temporary := path.Join(path.Dir(rel), ".ds01-new-"+path.Base(rel))
+	if err := r.RemoveAll(temporary); err != nil { // a killed gateway's
+		return false, err
+	}
+	if err := r.Mkdir(temporary, 0o700); err != nil {
+		return false, err
+	}
+	defer func() {
+		if !made {
+			_ = r.RemoveAll(temporary)
+		}
+	}()
+	inside, err := r.OpenRoot(temporary)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = inside.Close() }()
+	if err := private(inside); err != nil {
+		return false, err
+	}
+	if err := fill(inside); err != nil {
+		return false, err
+	}
+	if err := (furnisher{inside, uid, gid}).give(".", 0o750); err != nil {
+		return false, err
+	}
+	switch err := r.Rename(temporary, rel); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrExist):
+		return false, isDirectory(r, rel)
+	default:
+		return false, err
+	}
+}
