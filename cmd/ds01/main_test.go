@@ -122,7 +122,7 @@ func TestWithoutAGateway(t *testing.T) {
 		{"--version", 0, "ds01 version ", ""},
 		{"completion bash", 0, "# bash completion", ""},
 		{"__complete serv", 0, "serve\t", "Completion ended"},
-		{"__complete project sh", 0, "show\t", "Completion ended"},
+		{"__complete project sho", 0, "show\t", "Completion ended"},
 		{"frobnicate", 2, "", "ds01: frobnicate: unknown command; try: ds01 --help\n"},
 		{"serve now", 2, "", "ds01: \"now\" is one word too many; try: ds01 serve --help\n"},
 		{"project create", 2, "", "ds01: project create: NAME is missing; try: ds01 project create --help\n"},

@@ -17,7 +17,7 @@ import (
 // with its user's voice, a package from the internet, too, and the project's
 // members: it can neither add a key nor touch another project.
 var insiders = []string{
-	"container list", "container show", "container retire", "project list", "project show", "gpu list", "events",
+	"container list", "container show", "container retire", "container keep", "project list", "project show", "gpu list", "events",
 }
 
 // errInside is a command that is for where people log in from.

@@ -58,6 +58,7 @@ func TestPermissionMatrix(t *testing.T) {
 		"project show":     {"alice.thesis", 0, 0, 0, 0, 0, 4},
 		"project set":      {"alice.thesis --gpus 0", 0, 0, 0, 5, 5, 4},
 		"project delete":   {"alice.notes", 0, 0, 0, 5, 5, 4},
+		"project launch":   {"alice.notes", 0, 0, 0, 0, 0, 4},
 		"project share":    {"alice.thesis bob", 0, 0, 0, 5, 5, 4},
 		"project unshare":  {"alice.thesis dora", 0, 0, 0, 0, 5, 4}, // dora leaves
 		"project members":  {"alice.thesis", 0, 0, 0, 0, 0, 4},

@@ -34,7 +34,7 @@ func (c *call) projects() *cobra.Command {
 		"A project is a piece of work with its own files, image and GPUs. `ssh NAME@host` opens\n"+
 			"a shell in its container. Its owner calls it NAME, others OWNER.NAME.")
 	cmd.AddCommand(c.projectCreate(), c.projectList(), c.projectShow(), c.projectSet(), c.projectDelete(),
-		c.projectShare(), c.projectUnshare(), c.projectMembers())
+		c.projectShare(), c.projectUnshare(), c.projectMembers(), c.projectLaunch())
 	return cmd
 }
 

@@ -1,0 +1,94 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+)
+
+func (c *call) projectLaunch() *cobra.Command {
+	var wait bool
+	cmd := c.leaf(leaf{
+		use:   "launch NAME",
+		short: "Start a project's container, unless it runs",
+		long: "A login does the same. Progress goes to standard error. Until somebody logs in, the container\n" +
+			"is idle, and is retired as any other.",
+		example: "ds01 project launch my-thesis --wait",
+		run: func(_ *cobra.Command, args []string) error {
+			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			a, err := c.launch(p, wait)
+			if err != nil {
+				return err
+			}
+			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
+			a.Detach()
+			with := "no GPU"
+			if held != "" {
+				with = "GPU " + held
+			}
+			if !a.Launched {
+				return c.say(c.sessionJSON(s), "%s runs already, since %s, with %s", c.called(p.Ref), moment(s.Launched), with)
+			}
+			return c.say(c.sessionJSON(s), "launched %s in %.1f s, with %s", c.called(p.Ref), a.Took.Seconds(), with)
+		},
+	})
+	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait until one is")
+	return cmd
+}
+
+// waitEvery is how often a launch that waits for a GPU tries again.
+const waitEvery = 2 * time.Second
+
+// launch attaches to p's session, launching it if need be, and shows how that
+// goes on. With wait, it tries until there are GPUs for it.
+func (c *call) launch(p sessions.Project, wait bool) (*sessions.Attachment, error) {
+	var shown time.Time
+	var last string
+	show := func(text string, repeats bool) {
+		if text == last || repeats && time.Since(shown) < waitEvery {
+			return
+		}
+		shown, last = time.Now(), text
+		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(text)) // who is gone reads nothing
+	}
+	for {
+		a, err := c.Sessions.Attach(c.ctx, p, func(step sessions.Step) {
+			if text := doing(step); text != "" {
+				show("starting "+p.Name+": "+text, step.Name == sessions.StepPulling)
+			}
+		})
+		f, told := errors.AsType[*fault.Error](err)
+		if err == nil || !wait || !told || f.Exit != fault.ExitNoGPU {
+			return a, err
+		}
+		show("waiting: "+f.Say, false)
+		select {
+		case <-time.After(waitEvery):
+		case <-c.ctx.Done():
+			return nil, context.Cause(c.ctx)
+		}
+	}
+}
+
+// doing names a step for a person. The steps that take no time are "".
+func doing(step sessions.Step) string {
+	text := map[sessions.StepName]string{
+		sessions.StepPulling:  "fetching the image",
+		sessions.StepCreating: "making the container",
+		sessions.StepStarted:  "waiting for the container",
+		sessions.StepWaiting:  "waiting",
+	}[step.Name]
+	if text != "" && step.Detail != "" {
+		text += ", " + step.Detail
+	}
+	return text
+}

@@ -1,0 +1,63 @@
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/ds01/ds01/internal/fault"
+)
+
+func TestProjectLaunchIsIdempotent(t *testing.T) {
+	b := backend(t)
+	stdout, stderr, exit := do(t, b, alice, "project launch notes")
+	if exit != 0 || !strings.HasPrefix(stdout, "launched notes in ") || !strings.HasSuffix(stdout, ", with no GPU\n") {
+		t.Errorf("exit %d, stdout %q", exit, stdout)
+	}
+	if !strings.Contains(stderr, "ds01: starting notes: making the container\n") {
+		t.Errorf("progress on stderr: %q", stderr)
+	}
+	if said := ok(t, b, alice, "project launch notes"); !strings.HasPrefix(said, "notes runs already, since ") {
+		t.Errorf("again: %q", said)
+	}
+	var s sessionJSON
+	if err := json.Unmarshal([]byte(ok(t, b, alice, "project launch notes --json")), &s); err != nil || s.Project != "notes" {
+		t.Errorf("--json: %+v, %v", s, err)
+	}
+	if list := ok(t, b, alice, "container list"); !strings.Contains(list, "in 30m: idle 30m") {
+		t.Errorf("nobody is connected:\n%s", list)
+	}
+}
+
+// With --wait, a launch that gets no GPU says who has them, and goes on as soon
+// as there is one.
+func TestProjectLaunchWaits(t *testing.T) {
+	b := backend(t)
+	ok(t, b, root, "project create one --owner bob")
+	ok(t, b, root, "project create two --owner carol")
+	if _, _, exit := do(t, b, bob, "project launch one"); exit != 0 {
+		t.Fatalf("the second GPU: exit %d", exit)
+	}
+	if _, stderr, exit := do(t, b, carol, "project launch two"); exit != fault.ExitNoGPU || !strings.Contains(stderr, "no GPU is free") {
+		t.Errorf("without --wait: exit %d, %q", exit, stderr)
+	}
+	var out bytes.Buffer
+	told, teller := io.Pipe()
+	done := make(chan int, 1)
+	go func() {
+		done <- b.Run(t.Context(), carol, strings.Fields("project launch two --wait"), IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: teller})
+		teller.Close()
+	}()
+	first := make([]byte, 400)
+	n, err := told.Read(first)
+	if err != nil || !strings.HasPrefix(string(first[:n]), "ds01: waiting: no GPU is free: GPU 0 is held by alice since") {
+		t.Errorf("told %q, %v", first[:n], err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, told) }()
+	ok(t, b, bob, "container retire one")
+	if exit := <-done; exit != 0 || !strings.Contains(out.String(), "with GPU 1") {
+		t.Errorf("exit %d, %q", exit, out.String())
+	}
+}
