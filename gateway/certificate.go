@@ -25,7 +25,8 @@ var everything = config.Forward{Local: true, Remote: true, Agent: true, X11: tru
 
 // sources are where keys may come from.
 func sources(cfg config.SSH) keys.Sources {
-	return keys.Sources{UserCAs: cfg.UserCAs, Revoked: cfg.RevokedKeys}
+	return keys.Sources{UserCAs: cfg.UserCAs, Revoked: cfg.RevokedKeys,
+		Command: keys.Command{Line: cfg.KeysCommand, User: cfg.KeysCommandUser}}
 }
 
 // from is where the client is, as certificates mean it.
@@ -72,16 +73,14 @@ func nameKey(key gossh.PublicKey) string {
 		gossh.FingerprintSHA256(cert.Key), shorten(cert.KeyId), cert.Serial, gossh.FingerprintSHA256(cert.SignatureKey))
 }
 
-// explain logs why a key that was offered is refused, where an admin would ask:
-// it is a certificate, or what should know it cannot answer. The client does not
-// learn it.
+// explain logs why a key that was offered is refused, where there is more to
+// say than that it is unknown. The client does not learn it.
 func (c *conn) explain(key gossh.PublicKey, err error) {
-	_, isCert := key.(*gossh.Certificate)
 	switch {
-	case err == nil, c.ctx.Err() != nil, errors.Is(err, errRefused):
+	case err == nil, c.ctx.Err() != nil, errors.Is(err, errRefused), err == keys.ErrUnknownKey: //nolint:errorlint // itself, not what wraps it
 	case !errors.Is(err, keys.ErrUnknownKey):
 		c.s.troubles.log(c.log, slog.LevelWarn, "cannot tell whose key this is", "err", err)
-	case isCert:
+	default:
 		why := strings.TrimPrefix(err.Error(), keys.ErrUnknownKey.Error()+": ")
 		c.s.explained.info(c.log, fmt.Sprintf("refused from %s %s", c.RemoteAddr(), nameKey(key)), "err", why)
 	}

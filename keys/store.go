@@ -25,6 +25,7 @@ type Store struct {
 
 	authorities files[map[string]time.Time] // CAs, by wire format, until when
 	revoked     files[*Revoked]
+	asker       *asker
 
 	stop chan struct{} // closed by Close
 	done sync.WaitGroup
@@ -43,6 +44,7 @@ func NewStore(d *sql.DB, firstUID, lastUID int) *Store {
 		lastUID:  lastUID,
 		account:  hostAccount,
 		idInUse:  hostIDInUse,
+		asker:    newAsker(),
 		stop:     make(chan struct{}),
 		used:     map[string]time.Time{},
 		next:     newRevocation(),
@@ -328,20 +330,27 @@ func (s *Store) RemoveKey(ctx context.Context, name, fingerprint string) error {
 // Who returns whose key this is, or ErrUnknownKey for one that is unknown,
 // expired or of a disabled user. It proves nothing about who holds it.
 func (s *Store) Who(ctx context.Context, key ssh.PublicKey) (User, error) {
+	u, _, err := s.registered(ctx, key)
+	return u, err
+}
+
+// registered is Who, and says whether the key is anybody's, who may have to stay
+// out.
+func (s *Store) registered(ctx context.Context, key ssh.PublicKey) (u User, registered bool, err error) {
 	var expires int64
 	var blob []byte
-	u, err := scanUser(s.db.QueryRowContext(ctx,
+	u, err = scanUser(s.db.QueryRowContext(ctx,
 		`SELECT `+userColumns+`, expires, blob FROM keys JOIN users ON users.name = keys.user WHERE fingerprint = ?`,
 		ssh.FingerprintSHA256(key)), &expires, &blob)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return User{}, ErrUnknownKey
+		return User{}, false, ErrUnknownKey
 	case err != nil:
-		return User{}, fmt.Errorf("look up key: %w", err)
+		return User{}, false, fmt.Errorf("look up key: %w", err)
 	case !bytes.Equal(blob, key.Marshal()), u.Disabled, expires != 0 && expires <= db.Millis(time.Now()):
-		return User{}, ErrUnknownKey
+		return User{}, true, ErrUnknownKey
 	}
-	return u, nil
+	return u, true, nil
 }
 
 // hostAccount returns the IDs of the host's account of that name.

@@ -15,6 +15,7 @@ import (
 type Sources struct {
 	UserCAs []string // files of public keys, whose certificates are believed
 	Revoked string   // a file of what is not, as ParseRevoked reads it; "" is nothing
+	Command Command  // asked about keys that are not in the store
 }
 
 // Whose returns whose key this is, offered from an address, by the store or by
@@ -34,7 +35,11 @@ func (s *Store) Whose(ctx context.Context, key ssh.PublicKey, from netip.Addr, s
 	if cert, ok := key.(*ssh.Certificate); ok {
 		return s.certified(ctx, cert, from, src.UserCAs)
 	}
-	return s.Who(ctx, key)
+	u, registered, err := s.registered(ctx, key)
+	if !registered && errors.Is(err, ErrUnknownKey) && len(src.Command.Line) > 0 {
+		return s.asked(ctx, src.Command, key)
+	}
+	return u, err
 }
 
 // certified returns the one user whom cert names.

@@ -89,6 +89,30 @@ func (k *checker) door(c *Config) {
 	if c.SSH.RevokedKeys != "" {
 		k.absolute("ssh.revoked_keys", c.SSH.RevokedKeys)
 	}
+	if len(c.SSH.KeysCommand) > 0 {
+		k.keysCommand(c.SSH.KeysCommand)
+	}
+	k.must(accountName.MatchString(c.SSH.KeysCommandUser), "ssh.authorized_keys_command_user",
+		"%s is not an account's name", quote(c.SSH.KeysCommandUser))
+}
+
+// token is what an argument of authorized_keys_command may have filled in.
+var token = regexp.MustCompile(`%.?`)
+
+// keysCommand checks a command that says whose a key is. One that is not told
+// which key would say the same of all.
+func (k *checker) keysCommand(line []string) {
+	const key = "ssh.authorized_keys_command"
+	k.absolute(item(key, 0), line[0])
+	told := false
+	for i, arg := range line[1:] {
+		for _, t := range token.FindAllString(arg, -1) {
+			k.must(slices.Contains([]string{"%t", "%k", "%f", "%%"}, t), item(key, i+1),
+				"%s has %s; there is %%k, the key, %%t, its type, %%f, its fingerprint, and %%%%", quote(arg), quote(t))
+			told = told || t == "%k" || t == "%f"
+		}
+	}
+	k.must(told, key, "none of the arguments has %%k or %%f: it must be told which key is meant")
 }
 
 // paths checks where things are kept.

@@ -61,6 +61,9 @@ type SSH struct {
 	KeepaliveEvery   Duration `yaml:"keepalive_interval"` // a client that misses four is gone
 	UserCAs          []string `yaml:"user_cas"`           // files of public keys whose certificates prove who users are
 	RevokedKeys      string   `yaml:"revoked_keys"`       // file of keys and certificates that do so no more; "" is none
+
+	KeysCommand     []string `yaml:"authorized_keys_command"` // prints whose a key is; empty is none
+	KeysCommandUser string   `yaml:"authorized_keys_command_user"`
 }
 
 // Limits bound one user. See Policy for how they are layered.
@@ -146,6 +149,8 @@ func Default() *Config {
 			MaxPerSource:     20,
 			KeepaliveEvery:   Duration(25 * time.Second),
 			UserCAs:          []string{},
+			KeysCommand:      []string{},
+			KeysCommandUser:  "nobody",
 		},
 		Limits: Limits{
 			GPUs:        1,
