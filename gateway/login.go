@@ -212,7 +212,7 @@ func leftEarly(p sessions.Project) error {
 }
 
 // greet tells a person with a shell where they are: up to four lines after a
-// launch, one if the session was there.
+// launch, one if the session was there, and one while the machine is drained.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if !ch.pty {
 		return
@@ -222,6 +222,9 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	}
 	if !ch.shell {
 		return
+	}
+	if d := ch.conn.s.Sessions.Draining(); d != nil { // whoever leaves this one cannot come back
+		ch.print("ds01: " + d.Say())
 	}
 	a, gpus := h.att, gpuNames(h.att.Session)
 	if !a.Launched || !waited {

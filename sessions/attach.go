@@ -88,6 +88,8 @@ func (m *Manager) join(p Project, files bool, a *Attachment) (*life, *waiter, er
 		return nil, nil, errClosed
 	case s == nil && m.unready != nil:
 		return nil, nil, m.unready
+	case s == nil && m.drain != nil:
+		return nil, nil, m.drain.refusal()
 	case s == nil:
 		s = m.begin(p, files)
 	case s.project.Ref != p.Ref: // p was deleted, and its ID is another's now

@@ -125,6 +125,7 @@ type Manager struct {
 	lost    bool             // whether the engine has stopped answering
 	away    chan struct{}    // closed while lost
 	unready error            // why nothing may be launched now, or nil
+	drain   *Drain           // why nothing shall be launched, or nil
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life
@@ -142,6 +143,9 @@ var errClosed = &fault.Error{
 // succeeds all the same: nothing is launched and nothing is touched until it
 // does. ctx bounds Start alone.
 func (m *Manager) Start(ctx context.Context) error {
+	if err := m.loadDrain(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
 	m.wake, m.away = make(chan struct{}, 1), make(chan struct{})

@@ -218,7 +218,7 @@ func TestJSONIsStable(t *testing.T) {
 	}
 	for _, line := range []string{
 		"user add dave", "user show dave", "user disable dave", "user enable dave", "key add dave -", "project create dave.x",
-		"project show dave.x", "project set dave.x --gpus 0", "project delete dave.x", "user remove dave", "container show alice.thesis", "container retire alice.thesis",
+		"project show dave.x", "project set dave.x --gpus 0", "project delete dave.x", "user remove dave", "drain on", "drain show", "drain off", "broadcast hello", "container show alice.thesis", "container retire alice.thesis",
 	} {
 		if got := ok(t, b, root, line+" --json"); !json.Valid([]byte(got)) {
 			t.Errorf("%s: %q", line, got)

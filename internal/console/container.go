@@ -86,6 +86,7 @@ func (c *call) containerList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.warnOfDrain()
 			rows := make([]sessionJSON, len(found))
 			for i, s := range found {
 				rows[i] = c.sessionJSON(s)

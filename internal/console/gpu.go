@@ -57,6 +57,7 @@ func (c *call) gpuList() error {
 	if err != nil {
 		return err
 	}
+	c.warnOfDrain()
 	held := map[gpu.UUID]gpu.Lease{}
 	for _, l := range leases {
 		held[l.GPU] = l

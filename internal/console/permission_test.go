@@ -68,6 +68,10 @@ func TestPermissionMatrix(t *testing.T) {
 		"container keep":   {"alice.thesis 1h", 0, 0, 0, 5, 5, 4},
 		"gpu list":         {"", 0, 0, 0, 0, 0, 0},
 		"events":           {"", 0, 0, 0, 0, 0, 0},
+		"drain on":         {"--reason maintenance", 0, 0, 5, 5, 5, 5},
+		"drain off":        {"", 0, 0, 5, 5, 5, 5},
+		"drain show":       {"", 0, 0, 5, 5, 5, 5},
+		"broadcast":        {"hello", 0, 0, 5, 5, 5, 5},
 		"debug profile":    {"heap", 0, 0, 5, 5, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {
