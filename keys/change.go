@@ -22,6 +22,46 @@ func (s *Store) SetRole(ctx context.Context, name, role string) error {
 	return affected(res, err, "change user "+name, ErrNoUser)
 }
 
+// Plan says what AddAll would make of list: each user with their IDs, and in
+// the same place of errs why one cannot be made. It changes nothing.
+func (s *Store) Plan(ctx context.Context, list []NewUser) (users []User, errs []error) {
+	now := db.Time(db.Millis(time.Now()))
+	for _, n := range list {
+		u := User{Name: n.Name, Role: n.Role, Created: now}
+		var err error
+		switch {
+		case !userName.MatchString(n.Name):
+			err = ErrUserName
+		case n.Role == "":
+			err = ErrNoRole
+		default:
+			_, err = s.identify(ctx, &u, n, users)
+		}
+		users, errs = append(users, u), append(errs, err)
+	}
+	return users, errs
+}
+
+// AddAll makes all users of list with their keys, or none: the errors of Add.
+func (s *Store) AddAll(ctx context.Context, list []NewUser) ([]User, error) {
+	users, errs := s.Plan(ctx, list)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	err := db.InTx(ctx, s.db, func(tx *sql.Tx) error {
+		for i, u := range users {
+			if err := insertUser(ctx, tx, u, list[i].Keys); err != nil {
+				return fmt.Errorf("add user %s: %w", u.Name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return users, nil
+}
+
 // RemoveSpareKey is RemoveKey for a user who has another that lets them in,
 // also when several are removed at the same time: ErrNoKey, ErrLastKey.
 func (s *Store) RemoveSpareKey(ctx context.Context, name, fingerprint string) error {

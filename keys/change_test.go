@@ -61,3 +61,46 @@ func TestRemoveSpareKey(t *testing.T) {
 		t.Errorf("somebody else's: %v", err)
 	}
 }
+
+// A list of users is made as a whole, with a uid each, or not at all.
+func TestAddAll(t *testing.T) {
+	s := fresh(t)
+	add(t, s, "alice", parse(t, line(ed(1)))...)
+	list := []NewUser{{Name: "bob", Role: "student", Keys: parse(t, line(ed(2)))}, {Name: "hostess", Role: "student"}, {Name: "carol", Role: "student"}}
+	users, errs := s.Plan(t.Context(), list)
+	if err := errors.Join(errs...); err != nil || users[0].UID != 7002 || users[1].UID != 1234 || users[2].UID != 7003 {
+		t.Errorf("planned %+v, %v", users, err)
+	}
+	if all, err := s.Users(t.Context()); err != nil || len(all) != 1 {
+		t.Errorf("a plan has made %v, %v", all, err)
+	}
+	for name, bad := range map[string]struct {
+		user NewUser
+		err  error
+	}{
+		"no uid left": {NewUser{Name: "dave", Role: "student"}, ErrRange},
+		"there":       {NewUser{Name: "alice", Role: "student", UID: new(1)}, ErrUserExists},
+		"key taken":   {NewUser{Name: "dave", Role: "student", UID: new(1), Keys: parse(t, line(ed(1)))}, ErrKeyTaken},
+		"uid taken":   {NewUser{Name: "dave", Role: "student", UID: new(7000)}, ErrUIDTaken},
+		"root":        {NewUser{Name: "root", Role: "student"}, ErrUID},
+		"no role":     {NewUser{Name: "dave"}, ErrNoRole},
+		"name":        {NewUser{Name: "Dave", Role: "student"}, ErrUserName},
+	} {
+		if _, err := s.AddAll(t.Context(), append(list[:3:3], bad.user)); !errors.Is(err, bad.err) {
+			t.Errorf("%s: %v; want %v", name, err, bad.err)
+		}
+		if all, err := s.Users(t.Context()); err != nil || len(all) != 1 {
+			t.Errorf("%s left %v, %v", name, all, err)
+		}
+	}
+	made, err := s.AddAll(t.Context(), list)
+	if err != nil || len(made) != 3 {
+		t.Fatal(made, err)
+	}
+	if all, err := s.Users(t.Context()); err != nil || len(all) != 4 || all[1] != made[0] {
+		t.Errorf("made %v, %v", all, err)
+	}
+	if u, err := s.Who(t.Context(), ed(2)); err != nil || u.Name != "bob" {
+		t.Errorf("bob's key is %+v, %v", u, err)
+	}
+}

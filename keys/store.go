@@ -65,7 +65,7 @@ func (s *Store) Add(ctx context.Context, n NewUser) (User, error) {
 	}
 	u := User{Name: n.Name, Role: n.Role, Created: db.Time(db.Millis(time.Now()))}
 	for {
-		allotted, err := s.identify(ctx, &u, n)
+		allotted, err := s.identify(ctx, &u, n, nil)
 		if err == nil {
 			err = s.insert(ctx, u, n.Keys)
 		}
@@ -79,9 +79,9 @@ func (s *Store) Add(ctx context.Context, n NewUser) (User, error) {
 	}
 }
 
-// identify finds u's uid and gid. It runs outside the transaction because the
-// host's accounts may be in a directory far away.
-func (s *Store) identify(ctx context.Context, u *User, n NewUser) (allotted bool, err error) {
+// identify finds u's uid and gid, which are to be none of taken. It runs outside
+// the transaction because the host's accounts may be in a directory far away.
+func (s *Store) identify(ctx context.Context, u *User, n NewUser, taken []User) (allotted bool, err error) {
 	if n.UID != nil {
 		u.UID, u.GID = *n.UID, *n.UID
 	} else {
@@ -90,7 +90,7 @@ func (s *Store) identify(ctx context.Context, u *User, n NewUser) (allotted bool
 			return false, fmt.Errorf("look up host account: %w", err)
 		}
 		if !ok {
-			if uid, err = s.freeUID(ctx); err != nil {
+			if uid, err = s.freeUID(ctx, taken); err != nil {
 				return false, err
 			}
 			gid = uid
@@ -108,15 +108,15 @@ func (s *Store) identify(ctx context.Context, u *User, n NewUser) (allotted bool
 	return allotted, nil
 }
 
-// freeUID returns the lowest uid of the range that is neither a user's nor the
-// host's. The group of that number will be the user's own.
-func (s *Store) freeUID(ctx context.Context) (int, error) {
+// freeUID returns the lowest uid of the range that is neither a user's, one of
+// more, nor the host's. The group of that number will be the user's own.
+func (s *Store) freeUID(ctx context.Context, more []User) (int, error) {
 	users, err := s.Users(ctx)
 	if err != nil {
 		return 0, err
 	}
 	taken := map[int]bool{}
-	for _, u := range users {
+	for _, u := range append(users, more...) {
 		taken[u.UID], taken[u.GID] = true, true
 	}
 	for uid := s.firstUID; uid <= s.lastUID; uid++ {
@@ -138,25 +138,27 @@ func (s *Store) freeUID(ctx context.Context) (int, error) {
 }
 
 func (s *Store) insert(ctx context.Context, u User, keys []Key) error {
-	return db.InTx(ctx, s.db, func(tx *sql.Tx) error {
-		var n int
-		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM users WHERE name = ?`, u.Name).Scan(&n)
-		switch {
-		case err != nil:
-			return err
-		case n > 0:
-			return ErrUserExists
-		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO users (name, role, uid, gid, created) VALUES (?, ?, ?, ?, ?)`,
-			u.Name, u.Role, u.UID, u.GID, db.Millis(u.Created))
-		switch {
-		case db.IsUnique(err):
-			return fmt.Errorf("%d: %w", u.UID, ErrUIDTaken)
-		case err != nil:
-			return err
-		}
-		return insertKeys(ctx, tx, u.Name, keys)
-	})
+	return db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertUser(ctx, tx, u, keys) })
+}
+
+func insertUser(ctx context.Context, tx *sql.Tx, u User, keys []Key) error {
+	var n int
+	err := tx.QueryRowContext(ctx, `SELECT count(*) FROM users WHERE name = ?`, u.Name).Scan(&n)
+	switch {
+	case err != nil:
+		return err
+	case n > 0:
+		return ErrUserExists
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO users (name, role, uid, gid, created) VALUES (?, ?, ?, ?, ?)`,
+		u.Name, u.Role, u.UID, u.GID, db.Millis(u.Created))
+	switch {
+	case db.IsUnique(err):
+		return fmt.Errorf("%d: %w", u.UID, ErrUIDTaken)
+	case err != nil:
+		return err
+	}
+	return insertKeys(ctx, tx, u.Name, keys)
 }
 
 // User returns the user of that name, or ErrNoUser.

@@ -72,6 +72,10 @@ func TestPermissionMatrix(t *testing.T) {
 		"drain off":        {"", 0, 0, 5, 5, 5, 5},
 		"drain show":       {"", 0, 0, 5, 5, 5, 5},
 		"broadcast":        {"hello", 0, 0, 5, 5, 5, 5},
+		"user set":         {"alice --role faculty", 0, 0, 5, 5, 5, 5},
+		"user import":      {"-", 1, 1, 5, 5, 5, 5},
+		"whoami":           {"", 0, 0, 0, 0, 0, 0},
+		"limits":           {"--user alice", 0, 0, 0, 5, 5, 5},
 		"debug profile":    {"heap", 0, 0, 5, 5, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {

@@ -42,6 +42,7 @@ func (c *call) tree() *cobra.Command {
 	}
 	add(everybody, c.projects(), c.containers(), c.gpus(), c.keys(), c.events())
 	add(admins, c.users(), c.debug())
+	add(everybody, c.whoami(), c.limits())
 	add(admins, c.drain(), c.broadcast())
 	return root
 }

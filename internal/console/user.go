@@ -25,6 +25,15 @@ type userJSON struct {
 	Limits   *limitsJSON `json:"limits,omitempty"`
 	Projects []string    `json:"projects,omitempty"`
 	Keys     []keyJSON   `json:"keys,omitempty"`
+
+	Origins []originJSON `json:"origins,omitempty"` // with --explain
+}
+
+// originJSON is one limit and where it comes from.
+type originJSON struct {
+	Limit string `json:"limit"`
+	Value string `json:"value"`
+	From  string `json:"from"` // default, role or user
 }
 
 // limitsJSON is what a user may have, in bytes and seconds; 0 is as the config
@@ -56,7 +65,7 @@ var standardRoles = []string{"student", "researcher", "faculty", adminRole}
 // users is the commands about users, for admins.
 func (c *call) users() *cobra.Command {
 	cmd := Parent("user", "Add, show, disable and remove users", "")
-	cmd.AddCommand(c.userAdd(), c.userList(), c.userShow(),
+	cmd.AddCommand(c.userAdd(), c.userList(), c.userShow(), c.userSet(), c.userImport(),
 		c.userSwitch("disable", "Keep a user out; their files and projects stay", true),
 		c.userSwitch("enable", "Let a disabled user in again", false),
 		c.userRemove())
@@ -92,14 +101,8 @@ func (c *call) userAdd() *cobra.Command {
 }
 
 func (c *call) addUser(n keys.NewUser, files []string) error {
-	roles := c.Config().Roles
-	if _, ok := roles[n.Role]; !ok && !slices.Contains(standardRoles, n.Role) {
-		known := slices.Clone(standardRoles)
-		for role := range roles {
-			known = append(known, role)
-		}
-		slices.Sort(known)
-		return fault.New(fault.ExitNoSuch, "there is "+strings.Join(slices.Compact(known), ", "), "no role %q", n.Role)
+	if err := c.checkRole(n.Role); err != nil {
+		return err
 	}
 	var err error
 	if n.Keys, err = c.readKeys(files); err != nil {
@@ -111,6 +114,71 @@ func (c *call) addUser(n keys.NewUser, files []string) error {
 	}
 	c.record("user.added", fmt.Sprintf("%s, %s, uid %d, %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key")))
 	return c.say(asUserJSON(u), "added %s (%s, uid %d) with %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key"))
+}
+
+// roles is the roles that a user can have.
+func (c *call) roles() []string {
+	known := slices.Clone(standardRoles)
+	for role := range c.Config().Roles {
+		known = append(known, role)
+	}
+	slices.Sort(known)
+	return slices.Compact(known)
+}
+
+// checkRole refuses a role that there is not.
+func (c *call) checkRole(role string) error {
+	known := c.roles()
+	if slices.Contains(known, role) {
+		return nil
+	}
+	return fault.New(fault.ExitNoSuch, "there is "+strings.Join(known, ", "), "no role %q", role)
+}
+
+func (c *call) userSet() *cobra.Command {
+	var role string
+	cmd := c.leaf(leaf{
+		use:     "set USER",
+		short:   "Give a user another role",
+		long:    "Its limits hold for what they start from now on. Limits of one user are in the config.",
+		example: "ds01 user set alice --role researcher",
+		admin:   true,
+		run: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("role") {
+				return usage("user set: --role is missing", "user set --help")
+			}
+			return c.setRole(args[0], role)
+		},
+	})
+	cmd.Flags().StringVar(&role, "role", "", "role, whose limits apply")
+	// The flag is there, so this cannot fail.
+	_ = cmd.RegisterFlagCompletionFunc("role", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if c.Backend == nil || !c.caller.Admin {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return c.roles(), cobra.ShellCompDirectiveNoFileComp
+	})
+	return cmd
+}
+
+func (c *call) setRole(name, role string) error {
+	u, err := c.Keys.User(c.ctx, name)
+	if err != nil {
+		return c.explainUser(err, name)
+	}
+	if err := c.checkRole(role); err != nil {
+		return err
+	}
+	before := u.Role
+	if before == role {
+		return c.say(asUserJSON(u), "%s is %s already", name, role)
+	}
+	if err := c.Keys.SetRole(c.ctx, name, role); err != nil {
+		return explain(err, name)
+	}
+	u.Role = role
+	c.record("user.changed", fmt.Sprintf("%s, %s, was %s", name, role, before))
+	return c.say(asUserJSON(u), "changed %s from %s to %s", name, before, role)
 }
 
 func (c *call) userList() *cobra.Command {
@@ -140,22 +208,25 @@ func (c *call) userList() *cobra.Command {
 }
 
 func (c *call) userShow() *cobra.Command {
-	return c.leaf(leaf{
+	var why bool
+	cmd := c.leaf(leaf{
 		use:     "show USER",
 		short:   "Show a user: limits, projects and keys",
-		example: "ds01 user show alice",
+		example: "ds01 user show alice --explain",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
 			u, err := c.Keys.User(c.ctx, args[0])
 			if err != nil {
 				return c.explainUser(err, args[0])
 			}
-			return c.showUser(u)
+			return c.showUser(u, why)
 		},
 	})
+	cmd.Flags().BoolVar(&why, "explain", false, "each limit, and whether all, the role or the user has it so in the config")
+	return cmd
 }
 
-func (c *call) showUser(u keys.User) error {
+func (c *call) showUser(u keys.User, why bool) error {
 	j := asUserJSON(u)
 	p := c.Config().Policy(u.Role, u.Name)
 	j.Limits = asLimitsJSON(p)
@@ -174,23 +245,39 @@ func (c *call) showUser(u keys.User) error {
 		{"user", u.Name}, {"role", u.Role},
 		{"uid, gid", fmt.Sprintf("%d, %d", u.UID, u.GID)},
 		{"created", moment(u.Created)},
-		{"limits", fmt.Sprintf("%s, %s at once", count(p.GPUs, "GPU"), count(p.Sessions, "session"))},
-		{"each session", fmt.Sprintf("%v CPUs, %v memory, %v shm, %d pids, %d files", p.CPUs, p.Memory, p.Shm, p.Pids, p.NoFile)},
-		{"retires", fmt.Sprintf("idle for %s, at the latest after %s; kept for %s at most", p.IdleTimeout, p.MaxLifetime, p.KeepMax)},
-		{"image", p.Image},
-		{"projects", strings.Join(j.Projects, ", ")},
 	}
+	if why {
+		for _, o := range c.Config().Origins(u.Role, u.Name) {
+			j.Origins = append(j.Origins, originJSON{o.Key, o.Value, o.From})
+			from := map[string]string{"default": "everybody's", "role": "role " + u.Role, "user": "user " + u.Name}[o.From]
+			fields = append(fields, field{o.Key, fmt.Sprintf("%s (%s)", o.Value, from)})
+		}
+	} else {
+		fields = append(fields, limitFields(p)...)
+	}
+	fields = append(fields, field{"projects", strings.Join(j.Projects, ", ")})
 	if u.Disabled {
 		fields = append(fields, field{"state", "disabled"})
-	}
-	if p.Root {
-		fields = append(fields, field{"root", "yes"})
 	}
 	for _, k := range held {
 		j.Keys = append(j.Keys, asKeyJSON(k))
 		fields = append(fields, field{"key", strings.TrimSpace(k.Fingerprint + " " + k.Type + " " + k.Comment)})
 	}
 	return c.show(j, fields...)
+}
+
+// limitFields is p in a few lines.
+func limitFields(p config.Policy) []field {
+	fields := []field{
+		{"limits", fmt.Sprintf("%s, %s at once", count(p.GPUs, "GPU"), count(p.Sessions, "session"))},
+		{"each session", fmt.Sprintf("%v CPUs, %v memory, %v shm, %d pids, %d files", p.CPUs, p.Memory, p.Shm, p.Pids, p.NoFile)},
+		{"retires", fmt.Sprintf("idle for %s, at the latest after %s; kept for %s at most", p.IdleTimeout, p.MaxLifetime, p.KeepMax)},
+		{"image", p.Image},
+	}
+	if p.Root {
+		fields = append(fields, field{"root", "yes"})
+	}
+	return fields
 }
 
 func asLimitsJSON(p config.Policy) *limitsJSON {
