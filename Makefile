@@ -3,6 +3,8 @@
 SHELL  := /bin/bash -o pipefail
 PREFIX ?= /usr/local
 bindir  = $(DESTDIR)$(PREFIX)/bin
+share   = $(DESTDIR)$(PREFIX)/share
+names  := project container container-list# links to ds01 (internal/console, Names)
 
 # NVIDIA's header marks functions as deprecated that go-nvml wraps all the same.
 # Everything is built with the same flags, and so SQLite is compiled only once.
@@ -60,8 +62,19 @@ vuln: ## known vulnerabilities in what we call; asks vuln.go.dev
 bin/ds01 bin/ds01-agent &:
 	@$(MAKE) --no-print-directory build
 
-install: bin/ds01 bin/ds01-agent ## binaries, systemd unit, /etc/ds01/ds01.yaml (an existing one is kept)
+install: bin/ds01 bin/ds01-agent ## binaries, completions, man page, systemd unit, /etc/ds01/ds01.yaml (an existing one is kept)
 	install -D -t $(bindir) bin/ds01 bin/ds01-agent
+	install -d $(share)/man/man1 $(share)/bash-completion/completions $(share)/zsh/site-functions $(share)/fish/vendor_completions.d
+	bin/ds01 manual > $(share)/man/man1/ds01.1
+	{ bin/ds01 completion bash && echo 'complete -o default -o nospace -F __start_ds01 $(names)'; } > $(share)/bash-completion/completions/ds01
+	bin/ds01 completion zsh | sed '/^#\?compdef /s/ ds01$$/ ds01 $(names)/' > $(share)/zsh/site-functions/_ds01
+	bin/ds01 completion fish > $(share)/fish/vendor_completions.d/ds01.fish
+	for name in $(names); do \
+	  ln -sf ds01 $(bindir)/$$name; \
+	  echo '.so man1/ds01.1' > $(share)/man/man1/$$name.1; \
+	  ln -sf ds01 $(share)/bash-completion/completions/$$name; \
+	  bin/ds01 completion fish | sed "s/-c ds01 /-c $$name /" > $(share)/fish/vendor_completions.d/$$name.fish; \
+	done
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/bin|$(PREFIX)/bin|' etc/ds01.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ds01.service
 	[ -e $(DESTDIR)/etc/ds01/ds01.yaml ] || install -D -m 0644 etc/ds01.yaml $(DESTDIR)/etc/ds01/ds01.yaml

@@ -35,7 +35,7 @@ const exitInterrupted = 128 + int(syscall.SIGINT)
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(ctx, typed(os.Args), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is main without the process: tests call it, and only main may exit.
@@ -104,7 +104,7 @@ func (p *program) commands() *cobra.Command {
 	group := console.Parent("config", "Check a config", "")
 	group.GroupID = onHost
 	group.AddCommand(check)
-	root.AddCommand(serve, group)
+	root.AddCommand(serve, group, p.manual())
 	return root
 }
 
@@ -202,7 +202,7 @@ func (p *program) call(words []string) error {
 // only the gateway can complete: below the commands that are known here.
 func (p *program) completing() bool {
 	hidden := []string{cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}
-	return len(p.args) > 2 && slices.Contains(hidden, p.args[0]) && !slices.Contains([]string{"serve", "config"}, p.args[1])
+	return len(p.args) > 2 && slices.Contains(hidden, p.args[0]) && !slices.Contains([]string{"serve", "config", "manual"}, p.args[1])
 }
 
 // complete asks the gateway, and reports whether it answered: a shell waits,

@@ -76,6 +76,7 @@ func TestPermissionMatrix(t *testing.T) {
 		"user import":      {"-", 1, 1, 5, 5, 5, 5},
 		"whoami":           {"", 0, 0, 0, 0, 0, 0},
 		"limits":           {"--user alice", 0, 0, 0, 5, 5, 5},
+		"container-list":   {"--all", 0, 0, 0, 0, 0, 0},
 		"debug profile":    {"heap", 0, 0, 5, 5, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {
