@@ -212,7 +212,8 @@ func leftEarly(p sessions.Project) error {
 }
 
 // greet tells a person with a shell where they are: up to four lines after a
-// launch, one if the session was there, and one while the machine is drained.
+// launch, one if the session was there, one while the machine is drained, and one
+// if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if !ch.pty {
 		return
@@ -226,6 +227,11 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if d := ch.conn.s.Sessions.Draining(); d != nil { // whoever leaves this one cannot come back
 		ch.print("ds01: " + d.Say())
 	}
+	defer func() {
+		if note := h.att.ImageNote(ch.ctx); note != "" {
+			ch.print("ds01: " + note)
+		}
+	}()
 	a, gpus := h.att, gpuNames(h.att.Session)
 	if !a.Launched || !waited {
 		ch.print(fmt.Sprintf("ds01: %s, up %s, %s", p.Name, age(time.Since(a.Session.Launched)), gpus))

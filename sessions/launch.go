@@ -1,7 +1,6 @@
 package sessions
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -145,7 +144,9 @@ func (m *Manager) lease(ctx context.Context, s *life, owner, account Account, de
 				return err
 			}
 		}
-		image = cmp.Or(project.Image, owner.Policy.Image, m.Config().Image)
+		if image, err = m.image(ctx, tx, owner, project); err != nil {
+			return err
+		}
 		if err := storeLaunching(ctx, tx, s, image); err != nil {
 			return err
 		}

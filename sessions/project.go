@@ -174,7 +174,10 @@ func (m *Manager) check(ctx context.Context, p Project) (Account, error) {
 		return Account{}, fault.New(fault.ExitFailed, "an image looks like nvidia/cuda:12.4.1-devel-ubuntu22.04",
 			"%q cannot be an image's name", p.Image)
 	}
-	return account, nil
+	if p.Image != "" {
+		err = m.allows(account, p.Image)
+	}
+	return account, err
 }
 
 func (m *Manager) exists(ctx context.Context, ref Ref) (exists bool, err error) {
@@ -240,6 +243,7 @@ func (m *Manager) Delete(ctx context.Context, by string, ref Ref) error {
 		return fmt.Errorf("delete project %s: %w", ref, err)
 	}
 	m.Log.Info("project deleted", "project", ref.String(), "user", by)
+	m.spawn(func() { m.prune(m.ctx, ref) })
 	return nil
 }
 

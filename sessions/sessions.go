@@ -92,6 +92,7 @@ type Manager struct {
 	Ledger  *gpu.Ledger
 	Probe   gpu.Probe
 	Runtime Runtime
+	Builder Builder // nil where no images are built
 	Log     *slog.Logger
 
 	// Config returns the settings in force; a reload may change them. A
@@ -113,6 +114,8 @@ type Manager struct {
 	work   sync.WaitGroup // every goroutine but the writer
 	writer *writer
 	wake   chan struct{} // asks for a reconciliation; holds one
+
+	builds builds
 
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it

@@ -158,7 +158,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	}
 
 	ledger := gpu.NewLedger(d)
-	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: probe, Runtime: engine,
+	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: probe, Runtime: engine, Builder: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
 	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, Probe: probe,
 		DB: d, Log: h.log, Config: h.config.Load}

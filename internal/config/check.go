@@ -38,6 +38,8 @@ func check(c *Config, lines map[string]int, p *Problems) {
 	k.door(c)
 	k.paths(c)
 	k.machine(c)
+	k.images("images", c.Images)
+	k.build(c.Build)
 	k.limits("limits", c.Limits)
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
 		k.overlay("roles."+name, name, c.Policy(name, ""), c.Roles[name])
@@ -210,6 +212,7 @@ func (k *checker) overlay(key, name string, p Policy, o Overlay) {
 	if o.Image != nil {
 		k.image(key+".image", *o.Image)
 	}
+	k.images(key+".images", o.Images)
 }
 
 // quote shows text from the file without letting it act on a terminal.

@@ -18,6 +18,8 @@ type Config struct {
 	Homes       string             `yaml:"homes"`      // template: {user}
 	Home        Home               `yaml:"home"`
 	Image       string             `yaml:"image"`
+	Images      []string           `yaml:"images"` // patterns of what projects may name and build from
+	Build       Build              `yaml:"build"`
 	Agent       string             `yaml:"agent"`
 	Docker      Docker             `yaml:"docker"`
 	GPUs        GPUs               `yaml:"gpus"`
@@ -37,6 +39,15 @@ type Home struct {
 type Docker struct {
 	Host     string `yaml:"host"`     // "" is $DOCKER_HOST or the local socket
 	Firewall bool   `yaml:"firewall"` // keep containers from the host by iptables
+}
+
+// Build bounds the building of projects' images.
+type Build struct {
+	Enabled bool     `yaml:"enabled"`
+	Timeout Duration `yaml:"timeout"`
+	Memory  Bytes    `yaml:"memory"`  // of each step; 0 is no limit
+	Context Bytes    `yaml:"context"` // of the workspace's files that an image is built from
+	AtOnce  int      `yaml:"at_once"`
 }
 
 // GPUs says where GPUs come from.
@@ -102,8 +113,9 @@ type ForwardOverlay struct {
 // by their role, and that by their own entry.
 type Policy struct {
 	Limits
-	Image string // "" is the site's
-	Root  bool   // whether shells run as root in the container
+	Image  string   // "" is the site's
+	Images []string // what projects may name and build from: see AllowsImage
+	Root   bool     // whether shells run as root in the container
 }
 
 // An Overlay is the part of a Policy that a role's or user's entry sets. What
@@ -123,6 +135,7 @@ type Overlay struct {
 	StopGrace   *Duration      `yaml:"stop_grace,omitempty"`
 	Forward     ForwardOverlay `yaml:"forward,omitempty"`
 	Image       *string        `yaml:"image,omitempty"`
+	Images      []string       `yaml:"images,omitempty"`
 	Root        *bool          `yaml:"root,omitempty"`
 }
 
@@ -138,6 +151,8 @@ func Default() *Config {
 		Homes:       "/srv/ds01/homes/{user}",
 		Home:        Home{Persist: []string{".vscode-server", ".cursor-server", ".cache/JetBrains"}},
 		Image:       "ds01/base:latest",
+		Images:      []string{"*"},
+		Build:       Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
 		Docker:      Docker{Firewall: true},
 		GPUs:        GPUs{Probe: "auto"},
 		UIDs:        UIDs{First: 200000, Last: 299999},
@@ -174,7 +189,7 @@ func Default() *Config {
 // Policy returns what user, who has role, gets. Names that the file does not
 // mention add nothing.
 func (c *Config) Policy(role, user string) Policy {
-	p := Policy{Limits: c.Limits}
+	p := Policy{Limits: c.Limits, Images: c.Images}
 	p.overlay(c.Roles[role])
 	p.overlay(c.Users[user])
 	return p
@@ -199,6 +214,9 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Forward.X11, o.Forward.X11)
 	override(&p.Image, o.Image)
 	override(&p.Root, o.Root)
+	if o.Images != nil {
+		p.Images = o.Images
+	}
 }
 
 func override[T any](value, with *T) {

@@ -79,7 +79,7 @@ users:
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := Policy{Limits: c.Limits}
+	base := Policy{Limits: c.Limits, Images: c.Images}
 	researcher := base
 	researcher.GPUs, researcher.IdleTimeout, researcher.Image, researcher.Root = 4, 0, "site/cuda", true
 	bob := researcher
@@ -92,7 +92,7 @@ users:
 		{"researcher", "alice", researcher},
 		{"researcher", "bob", bob},
 	} {
-		if got := c.Policy(tt.role, tt.user); got != tt.want {
+		if got := c.Policy(tt.role, tt.user); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("Policy(%s, %s) = %+v; want %+v", tt.role, tt.user, got, tt.want)
 		}
 	}

@@ -77,6 +77,9 @@ func TestPermissionMatrix(t *testing.T) {
 		"whoami":           {"", 0, 0, 0, 0, 0, 0},
 		"limits":           {"--user alice", 0, 0, 0, 5, 5, 5},
 		"container-list":   {"--all", 0, 0, 0, 0, 0, 0},
+		"image list":       {"", 0, 0, 0, 0, 0, 0},
+		"image build":      {"alice.notes", 5, 5, 5, 5, 5, 4},
+		"image delete":     {"alice.notes", 0, 0, 0, 5, 5, 4},
 		"debug profile":    {"heap", 0, 0, 5, 5, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {

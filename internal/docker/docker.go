@@ -1,6 +1,8 @@
 // Package docker is a sessions.Runtime on the Docker Engine. It owns what a
 // session's container is made of (spec.go), how it comes (launch.go) and goes
-// (stop.go), and how its death is noticed (watch.go). What happens inside the
+// (stop.go), and how its death is noticed (watch.go). It is a sessions.Builder,
+// too: what a Dockerfile may say (dockerfile.go), what of a workspace is sent
+// along (context.go), and how the engine builds it (build.go). What happens inside the
 // container is the agent's business: the engine is never asked to exec, attach
 // or copy. The engine's labels say which containers are ours; nothing about
 // them is kept here.
@@ -54,7 +56,7 @@ type Runtime struct {
 	patience    time.Duration // agentPatience, save in tests
 
 	mu      sync.Mutex
-	network string // the network's ID, once known
+	network map[string]string // IDs of networks by name, once known
 }
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.

@@ -219,7 +219,7 @@ func TestNetwork(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		ctx := context.Background()
-		left, err := first.networks(ctx)
+		left, err := first.networks(ctx, first.networkName)
 		for _, n := range left {
 			err = errors.Join(err, first.docker.NetworkRemove(ctx, n.ID))
 		}
@@ -237,7 +237,7 @@ func TestNetwork(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	found, err := first.networks(t.Context())
+	found, err := first.networks(t.Context(), first.networkName)
 	if err != nil || len(found) == 0 || found[0].Options[optionICC] != "false" {
 		t.Fatalf("networks = %+v, %v", found, err)
 	}

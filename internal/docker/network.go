@@ -14,6 +14,10 @@ import (
 const (
 	// networkName is of the bridge that all sessions share, and all gateways.
 	networkName = "ds01"
+	// buildSuffix makes the name of the bridge that builds have for themselves:
+	// their steps run as root and with Docker's usual capabilities, which the
+	// engine's builder cannot be talked out of, and could disturb neighbours.
+	buildSuffix = "-build"
 	// optionICC says whether containers on a bridge may speak to each other.
 	optionICC = "com.docker.network.bridge.enable_icc"
 )
@@ -21,46 +25,58 @@ const (
 // ensureNetwork returns the ID of the containers' network, made if missing.
 // It asks the engine once; forgetNetwork makes it ask again.
 func (r *Runtime) ensureNetwork(ctx context.Context) (string, error) {
+	return r.ensure(ctx, r.networkName)
+}
+
+// ensureBuildNetwork is ensureNetwork for builds.
+func (r *Runtime) ensureBuildNetwork(ctx context.Context) (string, error) {
+	return r.ensure(ctx, r.networkName+buildSuffix)
+}
+
+func (r *Runtime) ensure(ctx context.Context, name string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.network != "" {
-		return r.network, nil
+	if id := r.network[name]; id != "" {
+		return id, nil
 	}
-	found, err := r.networks(ctx)
+	found, err := r.networks(ctx, name)
 	if err != nil {
 		return "", err
 	}
 	if len(found) == 0 {
-		if found, err = r.createNetwork(ctx); err != nil {
+		if found, err = r.createNetwork(ctx, name); err != nil {
 			return "", err
 		}
 	}
 	if found[0].Options[optionICC] != "false" {
-		return "", fault.New(fault.ExitGateway, "remove it (docker network rm "+r.networkName+") and ds01 will make its own",
-			"the Docker network %s lets containers reach each other", r.networkName)
+		return "", fault.New(fault.ExitGateway, "remove it (docker network rm "+name+") and ds01 will make its own",
+			"the Docker network %s lets containers reach each other", name)
 	}
 	if r.firewall {
 		r.guard(ctx, found[0])
 	}
-	r.network = found[0].ID
-	return r.network, nil
+	if r.network == nil {
+		r.network = map[string]string{}
+	}
+	r.network[name] = found[0].ID
+	return found[0].ID, nil
 }
 
 // createNetwork makes the network and returns all of its name. Engines before
 // 25 let two gateways create the same name at once; both then keep the older
 // one, and whoever made the other removes it. Containers name the network by
 // ID, so nothing is ambiguous in between.
-func (r *Runtime) createNetwork(ctx context.Context) ([]network.Summary, error) {
-	made, createErr := r.docker.NetworkCreate(ctx, r.networkName, network.CreateOptions{
+func (r *Runtime) createNetwork(ctx context.Context, name string) ([]network.Summary, error) {
+	made, createErr := r.docker.NetworkCreate(ctx, name, network.CreateOptions{
 		Driver:  "bridge",
 		Options: map[string]string{optionICC: "false"},
 	})
-	found, err := r.networks(ctx)
+	found, err := r.networks(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if len(found) == 0 {
-		return nil, r.explain("create network "+r.networkName, createErr)
+		return nil, r.explain("create network "+name, createErr)
 	}
 	if createErr == nil && made.ID != found[0].ID {
 		if err := r.docker.NetworkRemove(ctx, made.ID); err != nil {
@@ -70,13 +86,13 @@ func (r *Runtime) createNetwork(ctx context.Context) ([]network.Summary, error) 
 	return found, nil
 }
 
-// networks returns the networks named ds01, oldest first.
-func (r *Runtime) networks(ctx context.Context) ([]network.Summary, error) {
-	all, err := r.docker.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("name", r.networkName))})
+// networks returns the networks of that name, oldest first.
+func (r *Runtime) networks(ctx context.Context, name string) ([]network.Summary, error) {
+	all, err := r.docker.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("name", name))})
 	if err != nil {
 		return nil, r.explain("list networks", err)
 	}
-	all = slices.DeleteFunc(all, func(n network.Summary) bool { return n.Name != r.networkName }) // the filter matches substrings
+	all = slices.DeleteFunc(all, func(n network.Summary) bool { return n.Name != name }) // the filter matches substrings
 	slices.SortFunc(all, func(a, b network.Summary) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
 	})
@@ -86,6 +102,6 @@ func (r *Runtime) networks(ctx context.Context) ([]network.Summary, error) {
 // forgetNetwork makes the next launch look for the network again.
 func (r *Runtime) forgetNetwork() {
 	r.mu.Lock()
-	r.network = ""
+	r.network = nil
 	r.mu.Unlock()
 }

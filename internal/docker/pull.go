@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/docker/docker/api/types/image"
 
@@ -27,6 +28,9 @@ type pullMessage struct {
 // pull fetches ref from its registry, telling step how far it is. Launches
 // that pull the same image at once share the engine's downloads.
 func (r *Runtime) pull(ctx context.Context, ref string, step func(sessions.Step)) error {
+	if strings.HasPrefix(ref, sessions.BuiltImages+":") { // in a registry it would be a stranger's
+		return fault.New(fault.ExitFailed, "build it again: image build, on the console", "the image %s is not on this machine any more", printable(ref))
+	}
 	step(sessions.Step{Name: sessions.StepPulling})
 	body, err := r.docker.ImagePull(ctx, ref, image.PullOptions{})
 	if err == nil {

@@ -1,0 +1,285 @@
+package sessions
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
+)
+
+const (
+	// keptImages is how many of a project's images are kept: the one in use and
+	// the one to go back to.
+	keptImages = 2
+
+	// A login's look at the workspace must not be felt.
+	lookTime  = 300 * time.Millisecond
+	lookBytes = 16 << 20
+
+	// removeTime bounds the removal of an image, which reads no one's files.
+	removeTime = time.Minute
+)
+
+// builds says what is being built.
+type builds struct {
+	mu      sync.Mutex
+	now     map[int64]bool // projects, also those that wait for their turn
+	running int
+	ended   chan struct{} // closed when a build ends
+}
+
+// BuildImage builds p's image from the Dockerfile in its workspace, unless what
+// it is built from has not changed since; then it reports false. by is who asks.
+// The build ends with ctx, and leaves the images that were there. progress is
+// called from BuildImage's goroutine or while that waits. Sessions that run keep
+// their image.
+func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bool, progress func(BuildProgress)) (i Image, built bool, err error) {
+	b, err := m.buildOf(ctx, p)
+	if err != nil {
+		return Image{}, false, err
+	}
+	b.NoCache = again
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.ctx, func() { cancel(errClosed) })()
+	end, err := m.takeTurn(ctx, p, b.Bounds, progress)
+	if err != nil {
+		return Image{}, false, err
+	}
+	defer end()
+
+	had, err := images(ctx, m.DB, p)
+	if err != nil {
+		return Image{}, false, err
+	}
+	if len(had) > 0 && !again {
+		recipe, err := m.Builder.Recipe(ctx, b, b.Bounds.Context)
+		if err == nil && recipe == had[0].Recipe && recipe.Content != "" {
+			return had[0], false, nil
+		}
+	}
+	i = Image{Project: p.Ref}
+	i.Built, err = m.build(ctx, b, progress)
+	if err != nil {
+		m.buildFailed(ctx, by, p, err, len(had) > 0)
+		return Image{}, false, err
+	}
+	i.When = time.Now()
+	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := freshProject(ctx, tx, p); err != nil {
+			return err
+		}
+		if err := storeImage(ctx, tx, p, i.Built, i.When); err != nil {
+			return err
+		}
+		return record(ctx, tx, "image.built", by, p.Ref, "", fmt.Sprintf("%s in %v", i.Ref, i.Took.Round(time.Second)))
+	})
+	if err != nil {
+		return Image{}, false, fmt.Errorf("record the image of %s: %w", p.Ref, err)
+	}
+	m.Log.Info("image built", "project", p.Ref.String(), "user", by, "image", i.Ref, "took", i.Took)
+	m.prune(m.ctx, p.Ref)
+	return i, true, nil
+}
+
+// buildOf returns what the Builder needs to know, if p may be built.
+func (m *Manager) buildOf(ctx context.Context, p Project) (Build, error) {
+	cfg := m.Config()
+	if m.Builder == nil || !cfg.Build.Enabled {
+		return Build{}, fault.New(fault.ExitDenied, "name an image instead: project set "+p.Name+" --image REF", "no images are built here")
+	}
+	account, err := m.Account(ctx, p.Owner)
+	if err != nil {
+		return Build{}, fmt.Errorf("owner of project %s: %w", p.Ref, err)
+	}
+	workspace, err := m.workspace(p.Ref)
+	if err != nil {
+		return Build{}, err
+	}
+	if err := workspace.check(); err != nil {
+		return Build{}, err
+	}
+	return Build{
+		Project:   p.Ref,
+		Workspace: workspace.path(),
+		UID:       account.UID,
+		GID:       account.GID,
+		Allows:    func(ref string) error { return m.allows(account, ref) },
+		Bounds:    cfg.Build,
+		CPUs:      account.Policy.CPUs,
+	}, nil
+}
+
+// build runs the Builder, for as long as the site lets it.
+func (m *Manager) build(ctx context.Context, b Build, progress func(BuildProgress)) (Built, error) {
+	tooLong := fault.New(fault.ExitFailed, "make it do less, or ask your administrator for a longer build.timeout",
+		"the build took longer than %v and was stopped", b.Bounds.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(b.Bounds.Timeout), tooLong)
+	defer cancel()
+	return m.Builder.Build(ctx, b, progress)
+}
+
+// takeTurn waits until one more build may run.
+func (m *Manager) takeTurn(ctx context.Context, p Project, bounds config.Build, progress func(BuildProgress)) (end func(), err error) {
+	q := &m.builds
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.now == nil {
+		q.now, q.ended = map[int64]bool{}, make(chan struct{})
+	}
+	if q.now[p.ID] {
+		return nil, fault.New(fault.ExitFailed, "wait until that has ended", "an image of %s is being built already", p.Name)
+	}
+	q.now[p.ID] = true
+	for said := false; q.running >= bounds.AtOnce; said = true {
+		ended := q.ended
+		q.mu.Unlock()
+		if !said {
+			progress(BuildProgress{Step: "waiting for other builds to end"})
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+		q.mu.Lock()
+		if err := context.Cause(ctx); err != nil {
+			delete(q.now, p.ID)
+			return nil, err
+		}
+	}
+	q.running++
+	return func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.running--
+		delete(q.now, p.ID)
+		close(q.ended)
+		q.ended = make(chan struct{})
+	}, nil
+}
+
+// buildFailed notes a build that came to nothing. had says whether there is an
+// image to go on with, which is worth knowing.
+func (m *Manager) buildFailed(ctx context.Context, by string, p Project, err error, had bool) {
+	detail := "cancelled"
+	f, told := errors.AsType[*fault.Error](err)
+	switch {
+	case told && had:
+		f.Hint += "; until then the last image is used"
+		fallthrough
+	case told || ctx.Err() == nil:
+		detail = fault.For(err).Say
+	}
+	m.Log.Warn("image not built", "project", p.Ref.String(), "user", by, "err", err)
+	m.note("image.failed", by, p.Ref, detail)
+}
+
+// note records an event about an image.
+func (m *Manager) note(kind, by string, ref Ref, detail string) {
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error { return record(ctx, tx, kind, by, ref, "", detail) })
+	if err != nil {
+		m.Log.Error("an event is not recorded", "project", ref.String(), "event", kind, "err", err)
+	}
+}
+
+// prune removes images of projects called ref but the last two, and all of
+// those that have been deleted. What a container uses stays until the next time.
+func (m *Manager) prune(ctx context.Context, ref Ref) {
+	if m.Builder == nil {
+		return
+	}
+	old, err := scanImages(m.DB.QueryContext(ctx, `SELECT `+imageColumns+` FROM images AS i
+		WHERE owner = ?1 AND name = ?2 AND (project IS NULL OR id NOT IN
+			(SELECT id FROM images WHERE project = i.project ORDER BY built DESC, id DESC LIMIT ?3))`, ref.Owner, ref.Name, keptImages))
+	for _, i := range old {
+		if _, removeErr := m.removeImage(ctx, i); removeErr != nil {
+			err = removeErr
+		}
+	}
+	if err != nil {
+		m.Log.Warn("old images are not removed", "project", ref.String(), "err", err)
+	}
+}
+
+// removeImage removes an image and forgets it, unless a container uses it.
+func (m *Manager) removeImage(ctx context.Context, i Image) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, removeTime)
+	defer cancel()
+	gone, err := m.Builder.RemoveImage(ctx, i.Ref)
+	if err != nil || !gone {
+		return false, err
+	}
+	return true, m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM images WHERE ref = ?`, i.Ref)
+		return err
+	})
+}
+
+// DeleteImages removes what was built for p. What a container uses stays, and
+// is returned as kept.
+func (m *Manager) DeleteImages(ctx context.Context, by string, p Project) (removed, kept []Image, err error) {
+	all, err := images(ctx, m.DB, p)
+	if err != nil || len(all) == 0 {
+		return nil, nil, err
+	}
+	if m.Builder == nil {
+		return nil, all, nil
+	}
+	for _, i := range all {
+		gone, err := m.removeImage(ctx, i)
+		switch {
+		case err != nil:
+			return removed, kept, fmt.Errorf("remove the images of %s: %w", p.Ref, err)
+		case gone:
+			removed = append(removed, i)
+		default:
+			kept = append(kept, i)
+		}
+	}
+	m.note("image.deleted", by, p.Ref, count(len(removed), "image"))
+	return removed, kept, nil
+}
+
+// ImageNote says what the person who has just logged in should know of their
+// project's image, or "": that the Dockerfile has no image yet, or has changed
+// since, or that a newer image is there. It looks and builds nothing: a build
+// takes minutes, editors wait for seconds, and whose Dockerfile is broken must get in
+// to mend it.
+func (a *Attachment) ImageNote(ctx context.Context) string {
+	m := a.life.m
+	m.mu.Lock()
+	p := a.life.project
+	m.mu.Unlock()
+	if p.Image != "" {
+		return ""
+	}
+	b, err := m.buildOf(ctx, p)
+	if err != nil {
+		return ""
+	}
+	built, err := images(ctx, m.DB, p)
+	if err != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	recipe, err := m.Builder.Recipe(ctx, b, lookBytes)
+	switch {
+	case recipe.Dockerfile == "" && (err != nil || len(built) == 0):
+		return ""
+	case len(built) == 0:
+		return fmt.Sprintf("%s has a Dockerfile and no image of it yet; to have one: image build %s", p.Name, p.Name)
+	case recipe.Dockerfile == "":
+		return fmt.Sprintf("%s has no Dockerfile any more; to go back to the site's image: image delete %s", p.Name, p.Name)
+	case recipe.Content != "" && recipe.Content != built[0].Recipe.Content, recipe.Content == "" && recipe.Dockerfile != built[0].Recipe.Dockerfile:
+		return fmt.Sprintf("the Dockerfile or what it copies has changed since the image was built; to rebuild: image build %s", p.Name)
+	case a.Session.Image != built[0].Ref:
+		return "a newer image is built; the next session will have it"
+	}
+	return ""
+}
