@@ -23,7 +23,8 @@
 //	image SCRIPT                make an image of the base image by running SCRIPT in it; $IMAGE is its name
 //	engine start|stop|kill      an engine of the scenario's own; see docker_test.go
 //
-// and $REGRESS, where OpenSSH's own regression scripts are,
+// and $REGRESS, where OpenSSH's own regression scripts are, $REGISTRY, a
+// registry of images to serve from,
 // and these programs: `sql QUERY` prints rows of the gateway's database, and
 // `attack NAME …` does what no honest client does (attack_test.go).
 package e2e

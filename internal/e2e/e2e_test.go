@@ -90,7 +90,7 @@ func prepare(dir string) error {
 	if regressDir, err = filepath.Abs("../../.cache/openssh-tests"); err != nil {
 		return err
 	}
-	for _, installed := range []string{codeServer, nodePath() + "/ssh2", regressDir + "/test-exec.sh"} {
+	for _, installed := range []string{codeServer, nodePath() + "/ssh2", regressDir + "/test-exec.sh", registry()} {
 		if _, err := os.Stat(installed); err != nil {
 			return err
 		}
@@ -113,6 +113,9 @@ func prepare(dir string) error {
 	}
 	return nil
 }
+
+// registry is a registry of images, beside OpenSSH's scripts.
+func registry() string { return filepath.Join(filepath.Dir(regressDir), "docker-registry") }
 
 // nodePath is where etc/bring-up puts what npm has.
 func nodePath() string {

@@ -67,6 +67,7 @@ func setup(env *testscript.Env) error {
 	env.Defer(func() { w.end() })
 
 	env.Setenv("REGRESS", regressDir)
+	env.Setenv("REGISTRY", registry())
 	env.Setenv("DS01_CONFIG", env.WorkDir+"/ds01.yaml")
 	env.Setenv("DS01_DB", env.WorkDir+"/state/ds01.db")
 	env.Setenv("HOME", env.WorkDir)
