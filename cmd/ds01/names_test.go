@@ -34,7 +34,7 @@ func TestManual(t *testing.T) {
 	}
 	for _, want := range []string{
 		".TH DS01 1", "ds01, project, container, container\\-list \\- ", ".SS ds01 project create NAME", ".SS ds01 serve",
-		".SS ds01 key add USER FILE...", `\fB\-\-template\fR`, `ds01 container keep my\-thesis 8h`, ".SH EXIT STATUS",
+		".SS ds01 key add [USER] FILE...", `\fB\-\-template\fR`, `ds01 container keep my\-thesis 8h`, ".SH EXIT STATUS",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)

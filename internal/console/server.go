@@ -146,7 +146,7 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 // run finds out who uid is and runs their command.
 func (s *Server) run(ctx context.Context, uid uint32, req door.Request, streams IO) (exit int) {
 	if s.inside != nil { // whoever they are in there
-		return s.Backend.Run(ctx, Caller{User: s.inside.Owner, Inside: s.inside}, req.Args, streams)
+		return s.Backend.Run(ctx, Caller{User: s.inside.Owner, Inside: s.inside, Door: "in the project's container"}, req.Args, streams)
 	}
 	caller, err := s.caller(ctx, uid)
 	if err != nil {
