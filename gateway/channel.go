@@ -70,6 +70,8 @@ type channel struct {
 	kept  []byte      // typed ahead of the command
 	ran   bool        // a command has begun, and may have changed the terminal
 
+	servants sync.WaitGroup // of a command: who read for it what is typed and asked
+
 	over chan struct{} // closed when nobody reads typed any more
 
 	out, errs stream
@@ -311,7 +313,7 @@ func (ch *channel) enter() (sessions.Exit, error) {
 	if err != nil {
 		return sessions.Exit{}, err
 	}
-	a, err := ch.attach(p)
+	a, err := ch.attach(p, ch.conn.hold(p, isTransfer(ch.cmd)))
 	if err != nil {
 		return sessions.Exit{}, err
 	}

@@ -361,29 +361,46 @@ func (c *conn) hold(p sessions.Project, transfer bool) *hold {
 			return h
 		}
 	}
-	h := &hold{project: p.ID, readOnly: p.ReadOnly, done: make(chan struct{}), moved: make(chan struct{})}
+	h := newHold(p)
 	attach := c.s.Sessions.Attach
 	if transfer {
 		c.files, attach = h, c.s.Sessions.AttachFiles
 	} else {
 		c.held = h
 	}
-	if c.ended {
-		h.err = context.Cause(c.ctx)
-		close(h.done)
-		return h
-	}
-	c.work.Go(func() {
-		guard(c.log, func() { c.attach(h, p, attach) }, func() { c.stop(errInside) })
-	})
+	c.beginLocked(c.ctx, h, p, attach)
 	return h
 }
 
-// attach holds the session until the connection or the session ends. With ctx
+func newHold(p sessions.Project) *hold {
+	return &hold{project: p.ID, readOnly: p.ReadOnly, done: make(chan struct{}), moved: make(chan struct{})}
+}
+
+// An attacher is Manager.Attach, or its like for files.
+type attacher func(context.Context, sessions.Project, func(sessions.Step)) (*sessions.Attachment, error)
+
+// begin has h come about, for as long as ctx.
+func (c *conn) begin(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.beginLocked(ctx, h, p, attach)
+}
+
+func (c *conn) beginLocked(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
+	if c.ended {
+		h.err = context.Cause(c.ctx)
+		close(h.done)
+		return
+	}
+	c.work.Go(func() {
+		guard(c.log, func() { c.attach(ctx, h, p, attach) }, func() { c.stop(errInside) })
+	})
+}
+
+// attach holds the session until ctx or the session ends. With ctx
 // the hold ends, too, but not a launch that others may wait for.
-func (c *conn) attach(h *hold, p sessions.Project,
-	attach func(context.Context, sessions.Project, func(sessions.Step)) (*sessions.Attachment, error)) {
-	h.att, h.err = attach(c.ctx, p, h.progress)
+func (c *conn) attach(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
+	h.att, h.err = attach(ctx, p, h.progress)
 	close(h.done)
 	if h.err != nil {
 		return
@@ -399,7 +416,7 @@ func (c *conn) attach(h *hold, p sessions.Project,
 		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more
 			c.stop(why)
 			return
-		case <-c.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
 	}

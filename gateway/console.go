@@ -28,10 +28,11 @@ func (ch *channel) console() (sessions.Exit, error) {
 	defer cancel(nil)
 	streams := ConsoleIO{Stdin: ch, Stdout: &ch.out, Stderr: &ch.errs}
 	if ch.pty {
-		ch.measure()
-		ch.spawn(func() { ch.watchKeys(ctx, cancel) })
+		d := ch.newDesk(cancel)
+		defer func() { d.unwatch() }()
 		terminal := lines{&ch.out}
-		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal, TTY: true, Columns: int(ch.cmd.PTY.Size.Columns)}
+		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal,
+			TTY: true, Columns: int(ch.cmd.PTY.Size.Columns), Terminal: d.terminal()}
 	}
 	streams.Key = gossh.FingerprintSHA256(ch.who.key)
 	code := ch.conn.s.Console(ctx, ch.who.user, words, streams)

@@ -167,10 +167,9 @@ func (ch *channel) keep(b []byte) {
 	ch.kept = append(ch.kept, b[:min(len(b), maxTyped-len(ch.kept))]...)
 }
 
-// attach returns the connection's hold on p's session, and shows a person how
+// attach returns what h, the hold on p's session, comes to, and shows a person how
 // it comes about. Ctrl-C leaves; the launch goes on for whoever comes next.
-func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
-	h := ch.conn.hold(p, isTransfer(ch.cmd))
+func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, error) {
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()

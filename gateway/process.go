@@ -110,8 +110,8 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	r := &running{Process: proc, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
 	stop := make(chan struct{})
 	defer close(stop)
-	ch.spawn(func() { ch.feed(proc.Stdin()) })
-	ch.spawn(func() { ch.control(proc, stop) })
+	ch.serveWith(func() { ch.feed(proc.Stdin(), stop) })
+	ch.serveWith(func() { ch.control(proc, stop) })
 	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
 	var outputs sync.WaitGroup
 	ch.spawnIn(&outputs, func() { ch.drain(r) })
@@ -233,6 +233,12 @@ func (ch *channel) spawnIn(group *sync.WaitGroup, f func()) {
 	group.Go(func() { guard(ch.log, f, func() { ch.cancel(errInside) }) })
 }
 
+// serveWith is spawn for f, which is a servant of the command.
+func (ch *channel) serveWith(f func()) {
+	ch.servants.Add(1)
+	ch.spawn(func() { defer ch.servants.Done(); f() })
+}
+
 // within waits for f, which writes to the client, but no longer than a client
 // that does not read may take.
 func (ch *channel) within(f func()) {
@@ -266,18 +272,22 @@ func (ch *channel) drain(r *running) {
 	}
 }
 
-// feed copies the client's input to the command until its end.
-func (ch *channel) feed(to io.WriteCloser) {
+// feed copies the client's input to the command until its end, or at a terminal
+// until stop: what is typed next may be another's.
+func (ch *channel) feed(to io.WriteCloser, stop <-chan struct{}) {
 	if ch.pty {
-		if _, err := to.Write(ch.kept); err != nil {
-			return
-		}
-		for b := range ch.typed {
+		b, ok := ch.kept, true
+		for ok {
 			if _, err := to.Write(b); err != nil {
 				return
 			}
+			select {
+			case b, ok = <-ch.typed: // EOF is nothing to a terminal
+			case <-stop:
+				return
+			}
 		}
-		return // EOF is nothing to a terminal
+		return
 	}
 	pour(to, ch, ch.ours, func(all bool) {
 		ch.eofCame.Store(all)

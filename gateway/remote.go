@@ -195,8 +195,9 @@ const agentKey = "ssh-agent"
 // that stays the same for the session, and leads to the newest agent: what runs
 // on in a tmux finds it after the next login.
 func (c *conn) authAgent(sc *gossh.ServerConn, a *sessions.Attachment, terminal bool) (path string, err error) {
+	key := agentKey + " " + a.Session.ID // a list of projects leads to several
 	c.mu.Lock()
-	r := c.remotes[agentKey]
+	r := c.remotes[key]
 	c.mu.Unlock()
 	if r == nil {
 		l, err := a.Container.Listen(c.ctx, sessions.SSHAgent, "")
@@ -204,7 +205,7 @@ func (c *conn) authAgent(sc *gossh.ServerConn, a *sessions.Attachment, terminal 
 			return "", err
 		}
 		r = newRemote("auth-agent@openssh.com", []net.Listener{l}, func(net.Addr) []byte { return nil })
-		if !c.add(sc, a, agentKey, r) {
+		if !c.add(sc, a, key, r) {
 			return "", errors.New("too many forwards")
 		}
 	}

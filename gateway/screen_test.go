@@ -102,7 +102,7 @@ func TestProgress(t *testing.T) {
 			over := errors.New("over")
 			ended := make(chan error, 1)
 			go func() {
-				_, err := ch.attach(p)
+				_, err := ch.attach(p, ch.conn.hold(p, false))
 				ended <- err
 			}()
 			h.progress(sessions.Step{Name: sessions.StepLeased})

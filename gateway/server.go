@@ -69,8 +69,9 @@ type Console func(ctx context.Context, user string, args []string, streams Conso
 type ConsoleIO struct {
 	Stdin          io.Reader // empty at a terminal
 	Stdout, Stderr io.Writer
-	TTY            bool // whether Stdout is the client's terminal
-	Columns        int  // its width, 0 if unknown
+	TTY            bool             // whether Stdout is the client's terminal
+	Columns        int              // its width, 0 if unknown
+	Terminal       *ConsoleTerminal // the rest of it, or nil
 
 	Key string // fingerprint of the key that the client has proved
 }

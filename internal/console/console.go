@@ -60,12 +60,29 @@ type Backend struct {
 type IO struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	TTY            bool // whether Stdout is a terminal
-	Columns        int  // its width, 0 if unknown
+	TTY            bool      // whether Stdout is a terminal
+	Columns        int       // its width, 0 if unknown
+	Terminal       *Terminal // the rest of it, or nil
 
 	// Open opens a file that the caller named, with the caller's rights and
 	// never with the gateway's.
 	Open func(path string) (io.ReadCloser, error)
+}
+
+// A Terminal is the caller's, for what draws on it or goes on in a container. One
+// goroutine uses it.
+type Terminal struct {
+	Term string // "xterm-256color"; "" is unknown
+	Size func() sessions.Size
+
+	// Keys returns what is typed from now on, until stop, and each new size.
+	// Ctrl-C is then a key like others, and does not end the command. It is nil
+	// where only Enter is there.
+	Keys func() (keys io.Reader, resized <-chan sessions.Size, stop func())
+
+	// Enter opens a shell in p's container, launching it if need be, and returns
+	// how that ended. p is as found for the caller, whose shell it is.
+	Enter func(p sessions.Project) (sessions.Exit, error)
 }
 
 // A call is one command line on its way through the tree.
@@ -97,6 +114,9 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	err := Execute(c.tree(), args, streams)
 	if err == nil {
 		return 0
+	}
+	if shell, ok := errors.AsType[exited](err); ok {
+		return int(shell)
 	}
 	if errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
 		return fault.ExitFailed // nobody reads any more

@@ -13,14 +13,17 @@ import (
 )
 
 func (c *call) projectLaunch() *cobra.Command {
-	var wait bool
+	var wait, open bool
 	cmd := c.leaf(leaf{
 		use:   "launch NAME",
 		short: "Start a project's container, unless it runs",
 		long: "A login does the same. Progress goes to standard error. Until somebody logs in, the container\n" +
 			"is idle, and is retired as any other.",
-		example: "ds01 project launch my-thesis --wait",
+		example: "ds01 project launch my-thesis --open",
 		run: func(_ *cobra.Command, args []string) error {
+			if open {
+				return c.launchOpen(args[0], wait)
+			}
 			p, err := c.find(args[0])
 			if err != nil {
 				return err
@@ -41,8 +44,35 @@ func (c *call) projectLaunch() *cobra.Command {
 			return c.say(c.sessionJSON(s), "launched %s in %.1f s, with %s", c.called(p.Ref), a.Took.Seconds(), with)
 		},
 	})
+	cmd.Flags().BoolVar(&open, "open", false, "and open a shell in it, as a login does")
 	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait until one is")
 	return cmd
+}
+
+// launchOpen launches the project of that name, and goes on in it.
+func (c *call) launchOpen(name string, wait bool) error {
+	switch {
+	case c.Terminal == nil:
+		return fault.New(fault.ExitUsage, "over ssh, ask for one with -t", "--open needs a terminal")
+	case c.json:
+		return usage("--open has nothing to print as JSON", "project launch --help")
+	case c.caller.User == "":
+		return errNobody
+	}
+	p, err := c.Sessions.Find(c.ctx, c.caller.User, name) // an admin is a person like others here
+	if err != nil {
+		return near(err, name, c.projectNames)
+	}
+	a, err := c.launch(p, wait)
+	if err != nil {
+		return err
+	}
+	defer a.Detach()
+	exit, err := c.enter(p)
+	if err != nil || exit == 0 {
+		return err
+	}
+	return exited(exit)
 }
 
 // waitEvery is how often a launch that waits for a GPU tries again.

@@ -128,13 +128,14 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 		return
 	}
 	defer release()
-	client := &client{ctx: ctx, conn: conn, answers: make(chan answer)}
+	client := &client{ctx: ctx, conn: conn, answers: make(chan answer), sizes: make(chan sessions.Size, 1)}
 	var reader sync.WaitGroup
 	reader.Go(func() { defer cancel(); client.read() })
 
 	exit := s.run(ctx, peer.Uid, req, IO{
 		Stdin: std[0], Stdout: std[1], Stderr: std[2],
 		TTY: req.TTY, Columns: req.Columns, Open: client.open,
+		Terminal: s.terminal(ctx, req, client, files),
 	})
 	_ = conn.SetDeadline(time.Now().Add(askTime))
 	_ = conn.Send(door.Message{Exit: &exit})
@@ -199,6 +200,7 @@ type client struct {
 	ctx     context.Context // the command's
 	conn    *fdmsg.Conn
 	answers chan answer
+	sizes   chan sessions.Size // holds the newest one that nobody has read
 }
 
 // An answer is what came of asking to open a file.
@@ -217,6 +219,14 @@ func (c *client) read() {
 		}
 		if len(files) == 1 {
 			a.file = files[0]
+		}
+		if a.Columns > 0 && a.file == nil {
+			select {
+			case <-c.sizes:
+			default:
+			}
+			c.sizes <- sessions.Size{Columns: clamp(a.Columns), Rows: clamp(a.Rows)} // there is room: only we send
+			continue
 		}
 		select {
 		case c.answers <- a:

@@ -23,9 +23,17 @@ const (
 func (c *call) tree() *cobra.Command {
 	root := Parent("ds01", "GPU containers that you log into",
 		"ds01 is a gateway: `ssh PROJECT@host` opens a shell in the project's GPU container.\n"+
-			"These commands look after projects, containers and people.")
+			"These commands look after projects, containers and people. Without any, `ssh ds01@host`\n"+
+			"lists your projects to choose from.")
 	root.Example = "  ds01 project create my-thesis\n  ds01 container list"
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
+	others := root.RunE
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.menuOrHelp(cmd)
+		}
+		return others(cmd, args)
+	}
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(flagError)
 	root.AddGroup(

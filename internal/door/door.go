@@ -29,18 +29,24 @@ type Request struct {
 	Args    []string `json:"args"`
 	TTY     bool     `json:"tty"`     // whether stdout is a terminal
 	Columns int      `json:"columns"` // its width, 0 if unknown
+	Rows    int      `json:"rows"`
+	Term    string   `json:"term"` // what kind it is, if stdin is one, too: "xterm-256color"
 }
 
 // A Message is what the gateway says.
 type Message struct {
 	Open string `json:"open,omitempty"` // a file to open and hand over
+	Raw  *bool  `json:"raw,omitempty"`  // whether the terminal is to be raw from now on; answered, like Open
 	Exit *int   `json:"exit,omitempty"`
 	Say  string `json:"say,omitempty"` // for stderr, where the gateway has none
 }
 
-// An Opened comes with a file's descriptor, or says why not.
+// An Opened comes with a file's descriptor, or says why not. One with a size is
+// no answer: it tells the terminal's new one, while that is raw.
 type Opened struct {
-	Error string `json:"error,omitempty"`
+	Error   string `json:"error,omitempty"`
+	Columns int    `json:"columns,omitempty"`
+	Rows    int    `json:"rows,omitempty"`
 }
 
 // Call has the gateway that listens at socket run args, with this process's
@@ -59,8 +65,13 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 
 	req := Request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
 	if req.TTY {
-		req.Columns, _, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
+		req.Columns, req.Rows, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
+		if term.IsTerminal(int(stdin.Fd())) {
+			req.Term = cmp.Or(os.Getenv("TERM"), "dumb")
+		}
 	}
+	screen := &screen{conn: conn, stdin: stdin, stdout: stdout}
+	defer screen.restore()
 	// The answer is worth reading even to a request that was not taken.
 	sendErr := conn.Send(req, stdin, stdout, stderr)
 	for {
@@ -76,6 +87,12 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 			return 0, fault.New(*m.Exit, "", "%s", m.Say)
 		case m.Exit != nil:
 			return *m.Exit, nil
+		}
+		if m.Raw != nil {
+			if err := conn.Send(screen.set(*m.Raw)); err != nil {
+				return 0, cmp.Or(context.Cause(ctx), err)
+			}
+			continue
 		}
 		if err := answerOpen(conn, m.Open); err != nil {
 			return 0, cmp.Or(context.Cause(ctx), fmt.Errorf("hand over %s: %w", m.Open, err))

@@ -45,6 +45,9 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	if err := os.Chmod(run, 0o755); err != nil { // #nosec G302 -- as the gateway makes it
+		return err
+	}
 	w := &world{
 		tb:   env.T().(testing.TB),
 		work: env.WorkDir,

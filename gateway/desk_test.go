@@ -1,0 +1,105 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
+)
+
+// atDesk is a Console that says which key was pressed; o opens alice's thesis, and
+// q leaves with status 9.
+func atDesk(_ *config.Config, s *Server) {
+	s.Console = func(ctx context.Context, user string, _ []string, streams ConsoleIO) int {
+		for n := 0; ; n++ {
+			keys, resized, stop := streams.Terminal.Keys()
+			_, _ = fmt.Fprintf(streams.Stdout, "ready %d\n", n)
+			pressed := make(chan byte)
+			go func() {
+				defer close(pressed)
+				var key [1]byte
+				if _, err := io.ReadFull(keys, key[:]); err == nil {
+					pressed <- key[0]
+				}
+			}()
+			var key byte
+			select {
+			case k, ok := <-pressed:
+				if !ok {
+					return 9
+				}
+				key = k
+				_, _ = fmt.Fprintf(streams.Stdout, "key %q\n", key)
+			case size := <-resized:
+				_, _ = fmt.Fprintf(streams.Stdout, "size %d %d\n", size.Rows, size.Columns)
+			}
+			stop()
+			<-pressed
+			switch key {
+			case 'o':
+				p, err := s.Sessions.Find(ctx, user, "thesis")
+				if err == nil {
+					var exit sessions.Exit
+					exit, err = streams.Terminal.Enter(p)
+					_, _ = fmt.Fprintf(streams.Stdout, "left with %d\n", exit.Code)
+				}
+				if err != nil {
+					_, _ = fmt.Fprintf(streams.Stdout, "error: %v\n", err)
+				}
+			case 'q':
+				return 9
+			}
+		}
+	}
+}
+
+// A list of projects leads into a container and back, on the same channel: each
+// key goes to who is there, and the session is held while the shell runs.
+func TestDesk(t *testing.T) {
+	w := newWorld(t, atDesk)
+	tty := w.terminal(w.dial("alice", "ds01"), "")
+	for n := range 3 {
+		tty.shows(fmt.Sprintf("ready %d\r\n", 2*n))
+		tty.press("x")
+		tty.shows(fmt.Sprintf("ready %d\r\n", 2*n+1))
+		tty.press("o")
+		eventually(t, "the shell", func() bool { return strings.Count(tty.seen.String(), " GPU 0 (") == n+1 }, tty.seen.String)
+		must(t, tty.WindowChange(30+n, 100))
+		tty.press("echo in-$((40+2)) $(stty size)\r")
+		tty.shows(fmt.Sprintf("in-42 %d 100\r\n", 30+n))
+		tty.press(fmt.Sprintf("exit %d\r", n+3))
+		tty.shows(fmt.Sprintf("left with %d\r\n", n+3))
+		w.idle()
+	}
+	tty.shows("ready 6\r\n")
+	must(t, tty.WindowChange(50, 120))
+	tty.shows("size 50 120\r\n")
+	tty.shows("ready 7\r\n")
+	tty.press("\x03")
+	tty.shows("key '\\x03'\r\nready 8\r\n")
+	tty.press("q")
+	if r := tty.ends(); r.exit != 9 {
+		t.Errorf("%v", r)
+	}
+}
+
+// Who leaves in the middle of a shell holds nothing any more; what ended the shell
+// from outside is told to the list.
+func TestDeskEnds(t *testing.T) {
+	w := newWorld(t, atDesk, func(cfg *config.Config, _ *Server) { cfg.Limits.StopGrace = 0 })
+	client := w.dial("alice", "ds01")
+	tty := w.terminal(client, "")
+	tty.shows("ready 0\r\n")
+	tty.press("o")
+	tty.shows("started in")
+	must(t, w.Sessions.Retire(t.Context(), sessions.Ref{Owner: "alice", Name: "thesis"}, "bob", "retired by bob"))
+	tty.shows("error: the session ended: retired by bob\r\nready 1\r\n")
+	tty.press("o")
+	eventually(t, "the next shell", func() bool { return strings.Count(tty.seen.String(), "started in") == 2 }, tty.seen.String)
+	must(t, client.Close())
+	w.idle()
+}
