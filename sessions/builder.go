@@ -8,10 +8,10 @@ import (
 )
 
 // A Builder makes images of the Dockerfiles in workspaces. internal/docker has
-// the real one. Nothing in a workspace is trusted: it is read with its owner's
-// rights, no link leads out of it, and what the Dockerfile says is judged before
-// it is built. All methods may be called concurrently. Errors that a person can
-// act on are *fault.Errors.
+// the real one; every implementation must pass sessionstest.Builder. Nothing in a
+// workspace is trusted: it is read with its owner's rights, no link leads out of
+// it, and what the Dockerfile says is judged before it is built. All methods may
+// be called concurrently. Errors that a person can act on are *fault.Errors.
 type Builder interface {
 	// Recipe says what Build would build from now. Of more than most bytes the
 	// Content stays "". A workspace without a Dockerfile has the zero Recipe.
@@ -19,7 +19,8 @@ type Builder interface {
 
 	// Build makes the image and returns its reference. It calls progress, from
 	// one goroutine at a time, until it returns. When ctx ends first, nothing
-	// of the build goes on and the error is context.Cause(ctx).
+	// of the build goes on and the error is context.Cause(ctx). What Allows
+	// refuses is refused before anything is run.
 	Build(ctx context.Context, b Build, progress func(BuildProgress)) (Built, error)
 
 	// RemoveImage removes an image that Build has made, and reports false if

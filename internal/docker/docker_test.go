@@ -120,6 +120,25 @@ func TestRuntime(t *testing.T) {
 	})
 }
 
+func TestBuilder(t *testing.T) {
+	sessionstest.Builder(t, func(t *testing.T) sessionstest.BuilderSubject {
+		r := newRuntime(t)
+		return sessionstest.BuilderSubject{
+			Builder: r,
+			Image:   baseImage,
+			Use: func(t *testing.T, ref string) (release func()) {
+				spec := sessionstest.Spec(t, ref)
+				sessionstest.Launch(t, r, spec)
+				return func() {
+					if err := r.Stop(t.Context(), spec.Session, 0); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+		}
+	})
+}
+
 func TestImageMissing(t *testing.T) {
 	r := newRuntime(t)
 	spec := sessionstest.Spec(t, "registry.invalid/no/such-image:1")

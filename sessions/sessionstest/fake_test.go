@@ -16,3 +16,17 @@ func TestFake(t *testing.T) {
 		}
 	})
 }
+
+func TestFakeBuilder(t *testing.T) {
+	sessionstest.Builder(t, func(*testing.T) sessionstest.BuilderSubject {
+		f := &sessionstest.FakeBuilder{}
+		return sessionstest.BuilderSubject{
+			Builder: f,
+			Image:   "any",
+			Use: func(_ *testing.T, ref string) (release func()) {
+				f.Use(ref, true)
+				return func() { f.Use(ref, false) }
+			},
+		}
+	})
+}

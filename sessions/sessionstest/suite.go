@@ -1,6 +1,6 @@
-// Package sessionstest tests implementations of sessions.Runtime: Runtime is
-// the suite that each of them passes, Fake the small one that other packages
-// test against.
+// Package sessionstest tests implementations of sessions.Runtime and
+// sessions.Builder: Runtime and Builder are the suites that each of them passes,
+// Fake and FakeBuilder the small ones that other packages test against.
 package sessionstest
 
 import (
