@@ -27,10 +27,9 @@ const (
 
 // builds says what is being built.
 type builds struct {
-	mu      sync.Mutex
-	now     map[int64]bool // projects, also those that wait for their turn
-	running int
-	ended   chan struct{} // closed when a build ends
+	mu    sync.Mutex
+	now   map[int64]bool // projects whose image is being built
+	ended chan struct{}  // closed when a build ends
 }
 
 // BuildImage builds p's image from the Dockerfile in its workspace, unless what
@@ -47,21 +46,20 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.ctx, func() { cancel(errClosed) })()
+	// Where there is nothing to do, nobody waits for the builds of others; and
+	// after the wait there may be nothing to do any more.
+	had, current, err := m.current(ctx, b, p)
+	if err != nil || current && !again {
+		return newest(had), false, err
+	}
 	end, err := m.takeTurn(ctx, p, b.Bounds, progress)
 	if err != nil {
 		return Image{}, false, err
 	}
 	defer end()
-
-	had, err := images(ctx, m.DB, p)
-	if err != nil {
-		return Image{}, false, err
-	}
-	if len(had) > 0 && !again {
-		recipe, err := m.Builder.Recipe(ctx, b, b.Bounds.Context)
-		if err == nil && recipe == had[0].Recipe && recipe.Content != "" {
-			return had[0], false, nil
-		}
+	had, current, err = m.current(ctx, b, p)
+	if err != nil || current && !again {
+		return newest(had), false, err
 	}
 	i = Image{Project: p.Ref}
 	i.Built, err = m.build(ctx, b, progress)
@@ -85,6 +83,46 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 	m.Log.Info("image built", "project", p.Ref.String(), "user", by, "image", i.Ref, "took", i.Took)
 	m.prune(m.ctx, p.Ref)
 	return i, true, nil
+}
+
+// RefreshImage is BuildImage for who is about to launch p. Where its Dockerfile
+// does not decide which image that has, it does nothing and returns the zero
+// Image: p names an image, there is no Dockerfile, or the site builds none.
+func (m *Manager) RefreshImage(ctx context.Context, by string, p Project, progress func(BuildProgress)) (i Image, built bool, err error) {
+	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled {
+		return Image{}, false, nil
+	}
+	b, err := m.buildOf(ctx, p)
+	if err != nil {
+		return Image{}, false, err
+	}
+	recipe, err := m.Builder.Recipe(ctx, b, 0) // the Dockerfile alone
+	if err == nil && recipe.Dockerfile == "" {
+		return Image{}, false, nil
+	}
+	return m.BuildImage(ctx, by, p, false, progress) // which says what is wrong, too
+}
+
+// current returns what has been built for p, and whether the newest of it is as
+// the Dockerfile says.
+func (m *Manager) current(ctx context.Context, b Build, p Project) (had []Image, current bool, err error) {
+	had, err = images(ctx, m.DB, p)
+	if err != nil || len(had) == 0 {
+		return nil, false, err
+	}
+	recipe, err := m.Builder.Recipe(ctx, b, b.Bounds.Context)
+	if cause := context.Cause(ctx); cause != nil {
+		return had, false, cause
+	}
+	return had, err == nil && recipe == had[0].Recipe && recipe.Content != "", nil // Build says what is wrong
+}
+
+// newest returns the first of images, or none.
+func newest(all []Image) Image {
+	if len(all) == 0 {
+		return Image{}
+	}
+	return all[0]
 }
 
 // buildOf returns what the Builder needs to know, if p may be built.
@@ -124,7 +162,7 @@ func (m *Manager) build(ctx context.Context, b Build, progress func(BuildProgres
 	return m.Builder.Build(ctx, b, progress)
 }
 
-// takeTurn waits until one more build may run.
+// takeTurn waits until one more build may run, and none of p does.
 func (m *Manager) takeTurn(ctx context.Context, p Project, bounds config.Build, progress func(BuildProgress)) (end func(), err error) {
 	q := &m.builds
 	q.mu.Lock()
@@ -132,15 +170,15 @@ func (m *Manager) takeTurn(ctx context.Context, p Project, bounds config.Build, 
 	if q.now == nil {
 		q.now, q.ended = map[int64]bool{}, make(chan struct{})
 	}
-	if q.now[p.ID] {
-		return nil, fault.New(fault.ExitFailed, "wait until that has ended", "an image of %s is being built already", p.Name)
-	}
-	q.now[p.ID] = true
-	for said := false; q.running >= bounds.AtOnce; said = true {
-		ended := q.ended
+	for said := ""; q.now[p.ID] || len(q.now) >= bounds.AtOnce; {
+		why, ended := "waiting for other builds to end", q.ended
+		if q.now[p.ID] {
+			why = "waiting for the build of " + p.Name + " that runs already"
+		}
 		q.mu.Unlock()
-		if !said {
-			progress(BuildProgress{Step: "waiting for other builds to end"})
+		if why != said {
+			progress(BuildProgress{Step: why})
+			said = why
 		}
 		select {
 		case <-ended:
@@ -148,15 +186,13 @@ func (m *Manager) takeTurn(ctx context.Context, p Project, bounds config.Build, 
 		}
 		q.mu.Lock()
 		if err := context.Cause(ctx); err != nil {
-			delete(q.now, p.ID)
 			return nil, err
 		}
 	}
-	q.running++
+	q.now[p.ID] = true
 	return func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		q.running--
 		delete(q.now, p.ID)
 		close(q.ended)
 		q.ended = make(chan struct{})
@@ -164,16 +200,18 @@ func (m *Manager) takeTurn(ctx context.Context, p Project, bounds config.Build, 
 }
 
 // buildFailed notes a build that came to nothing. had says whether there is an
-// image to go on with, which is worth knowing.
+// image to go on with, and who asks is told what logins get.
 func (m *Manager) buildFailed(ctx context.Context, by string, p Project, err error, had bool) {
 	detail := "cancelled"
 	f, told := errors.AsType[*fault.Error](err)
+	if told || ctx.Err() == nil {
+		detail = fault.For(err).Say
+	}
 	switch {
 	case told && had:
-		f.Hint += "; until then the last image is used"
-		fallthrough
-	case told || ctx.Err() == nil:
-		detail = fault.For(err).Say
+		f.Hint += "; until then logins get the last image"
+	case told && p.Image == "":
+		f.Hint += "; until then logins get an image without it"
 	}
 	m.Log.Warn("image not built", "project", p.Ref.String(), "user", by, "err", err)
 	m.note("image.failed", by, p.Ref, detail)
@@ -245,16 +283,16 @@ func (m *Manager) DeleteImages(ctx context.Context, by string, p Project) (remov
 	return removed, kept, nil
 }
 
+// NewerImage is the ImageNote of a session that began before the last build.
+const NewerImage = "a newer image is built; the next session will have it"
+
 // ImageNote says what the person who has just logged in should know of their
 // project's image, or "": that the Dockerfile has no image yet, or has changed
 // since, or that a newer image is there. It looks and builds nothing: a build
 // takes minutes, editors wait for seconds, and whose Dockerfile is broken must get in
 // to mend it.
 func (a *Attachment) ImageNote(ctx context.Context) string {
-	m := a.life.m
-	m.mu.Lock()
-	p := a.life.project
-	m.mu.Unlock()
+	m, p := a.life.m, a.project
 	if p.Image != "" {
 		return ""
 	}
@@ -273,13 +311,21 @@ func (a *Attachment) ImageNote(ctx context.Context) string {
 	case recipe.Dockerfile == "" && (err != nil || len(built) == 0):
 		return ""
 	case len(built) == 0:
-		return fmt.Sprintf("%s has a Dockerfile and no image of it yet; to have one: image build %s", p.Name, p.Name)
+		return p.Name + " has a Dockerfile and no image of it yet; " + a.ownerTypes("to have one", "project launch")
 	case recipe.Dockerfile == "":
-		return fmt.Sprintf("%s has no Dockerfile any more; to go back to the site's image: image delete %s", p.Name, p.Name)
+		return p.Name + " has no Dockerfile any more; " + a.ownerTypes("to go back to the site's image", "image delete")
 	case recipe.Content != "" && recipe.Content != built[0].Recipe.Content, recipe.Content == "" && recipe.Dockerfile != built[0].Recipe.Dockerfile:
-		return fmt.Sprintf("the Dockerfile or what it copies has changed since the image was built; to rebuild: image build %s", p.Name)
+		return "the Dockerfile or what it copies has changed since the image was built; " + a.ownerTypes("to rebuild", "project launch")
 	case a.Session.Image != built[0].Ref:
-		return "a newer image is built; the next session will have it"
+		return NewerImage
 	}
 	return ""
+}
+
+// ownerTypes says which command does what is wanted, or whom members ask for it.
+func (a *Attachment) ownerTypes(wanted, command string) string {
+	if p := a.project; p.User != "" && p.User != p.Owner {
+		return wanted + ", ask " + p.Owner
+	}
+	return wanted + ": " + command + " " + a.project.Name
 }

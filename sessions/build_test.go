@@ -3,93 +3,54 @@ package sessions_test
 import (
 	"context"
 	"errors"
-	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
+	"github.com/ds01/ds01/sessions/sessionstest"
 )
 
-// A builder is a sessions.Builder that builds what it is told a Dockerfile says.
-type builder struct {
-	mu      sync.Mutex
-	says    string // of every Dockerfile; "" is none
-	fails   error
-	hold    chan struct{} // unless nil, builds go on until it is closed
-	began   chan sessions.Ref
-	builds  int
-	used    string // an image that a container uses
-	removed []string
-}
-
-func (b *builder) set(says string, fails error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.says, b.fails = says, fails
-}
-
-func (b *builder) Recipe(context.Context, sessions.Build, config.Bytes) (sessions.Recipe, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return sessions.Recipe{Dockerfile: b.says, Content: b.says}, nil
-}
-
-func (b *builder) Build(ctx context.Context, what sessions.Build, progress func(sessions.BuildProgress)) (sessions.Built, error) {
-	progress(sessions.BuildProgress{Step: "1/1 FROM x"})
-	if b.began != nil {
-		b.began <- what.Project
+// says writes p's Dockerfile; "" removes it.
+func (w *world) says(p sessions.Project, dockerfile string) {
+	w.t.Helper()
+	path := filepath.Join(w.Workspace(p.Ref), "Dockerfile")
+	err := os.WriteFile(path, []byte(dockerfile), 0o644)
+	if dockerfile == "" {
+		err = os.Remove(path)
 	}
-	if b.hold != nil {
-		select {
-		case <-b.hold:
-		case <-ctx.Done():
-			return sessions.Built{}, context.Cause(ctx)
-		}
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.builds++
-	return sessions.Built{Ref: fmt.Sprintf("%s:%s.%s", sessions.BuiltImages, what.Project, b.says),
-		Recipe: sessions.Recipe{Dockerfile: b.says, Content: b.says}}, b.fails
-}
-
-func (b *builder) RemoveImage(_ context.Context, ref string) (bool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if ref == b.used {
-		return false, nil
-	}
-	b.removed = append(b.removed, ref)
-	return true, nil
 }
 
 func quiet(sessions.BuildProgress) {}
 
-// images returns what there is of p's, the newest first, by content.
-func (w *world) images(p sessions.Project) string {
+// images returns the references of what there is of p's, the newest first.
+func (w *world) images(p sessions.Project) (refs []string) {
 	w.t.Helper()
 	all, err := w.Images(w.t.Context(), p.Owner)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	var names []string
 	for _, i := range all {
 		if i.Project == p.Ref {
-			names = append(names, i.Recipe.Content)
+			refs = append(refs, i.Ref)
 		}
 	}
-	return strings.Join(names, " ")
+	return refs
 }
 
 // A session has the newest image that was built, and a login is told what is
 // not as the Dockerfile says.
 func TestBuildImage(t *testing.T) {
 	w := newWorld(t)
-	b := &builder{}
+	b := &sessionstest.FakeBuilder{}
 	w.Builder = b
 	p := w.project("alice", "x", 0)
 	login := func(image, note string) {
@@ -106,88 +67,178 @@ func TestBuildImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	build := func(says string, want bool) {
+	build := func(says string, want bool) (ref string) {
 		t.Helper()
-		b.set(says, nil)
-		if _, built, err := w.BuildImage(t.Context(), "alice", p, false, quiet); err != nil || built != want {
+		w.says(p, "FROM x\nRUN echo "+says)
+		i, built, err := w.BuildImage(t.Context(), "alice", p, false, quiet)
+		if err != nil || built != want {
 			t.Errorf("BuildImage = %v, %v; want %v", built, err, want)
 		}
+		return i.Ref
 	}
-	const ref = "ds01/project:alice.x."
+	has := func(want ...string) {
+		t.Helper()
+		if got := w.images(p); !slices.Equal(got, want) {
+			t.Errorf("images %v; want %v", got, want)
+		}
+	}
 	login(w.cfg.Image, "")
-	b.set("a", nil)
-	login(w.cfg.Image, "no image of it yet")
-	build("a", true)
-	build("a", false)
-	login(ref+"a", "")
-	b.set("b", nil)
-	login(ref+"a", "has changed")
-
-	b.set("b", fault.New(fault.ExitFailed, "mend it", "step 1 failed"))
+	w.says(p, "FROM x\nRUN exit 3")
+	login(w.cfg.Image, "no image of it yet; to have one: project launch x")
 	_, _, err := w.BuildImage(t.Context(), "alice", p, false, quiet)
-	is(t, err, fault.ExitFailed, "step 1 failed", "until then the last image is used")
-	login(ref+"a", "has changed")
+	is(t, err, fault.ExitFailed, "2/2 RUN exit 3 failed", "until then logins get an image without it")
+	first := build("a", true)
+	if again := build("a", false); again != first {
+		t.Errorf("%s is there, and %s is new", first, again)
+	}
+	login(first, "")
+	w.says(p, "FROM x\nRUN exit 3")
+	login(first, "has changed since the image was built; to rebuild: project launch x")
+	_, _, err = w.BuildImage(t.Context(), "alice", p, false, quiet)
+	is(t, err, fault.ExitFailed, "2/2 RUN exit 3 failed", "until then logins get the last image")
+	login(first, "has changed")
 
-	build("b", true)
-	b.used = ref + "a"
-	build("c", true)
-	if got := w.images(p); got != "c b a" { // a is used
-		t.Errorf("images %s", got)
-	}
-	b.used = ""
-	build("d", true)
-	if got := w.images(p); got != "d c" {
-		t.Errorf("images %s", got)
-	}
-	b.set("", nil)
-	login(ref+"d", "no Dockerfile any more")
+	second := build("b", true)
+	b.Use(first, true)
+	third := build("c", true)
+	has(third, second, first)
+	b.Use(first, false)
+	fourth := build("d", true)
+	has(fourth, third)
+	w.says(p, "")
+	login(fourth, "no Dockerfile any more")
 
 	if err := w.Delete(t.Context(), "alice", p.Ref); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a deleted project's images are removed", func() bool { return w.images(p) == "" })
+	eventually(t, "a deleted project's images are removed", func() bool { return len(w.images(p)) == 0 && len(b.Images()) == 0 })
 }
 
-// So many builds run at once as the site says; of one project there is one.
+// Who is about to launch has built what the Dockerfile asks for, and nothing
+// where it does not decide.
+func TestRefreshImage(t *testing.T) {
+	w := newWorld(t)
+	b := &sessionstest.FakeBuilder{}
+	w.Builder = b
+	p := w.project("alice", "x", 0)
+	refresh := func(p sessions.Project, want bool) sessions.Image {
+		t.Helper()
+		i, built, err := w.RefreshImage(t.Context(), "alice", p, quiet)
+		if err != nil || built != want {
+			t.Errorf("RefreshImage = %v, %v; want %v", built, err, want)
+		}
+		return i
+	}
+	if i := refresh(p, false); i.Ref != "" {
+		t.Errorf("without a Dockerfile: %+v", i)
+	}
+	w.says(p, "FROM x")
+	first := refresh(p, true)
+	if again := refresh(p, false); again.Ref != first.Ref {
+		t.Errorf("again: %s, before %s", again.Ref, first.Ref)
+	}
+	w.says(p, "FROM x\nRUN echo more")
+	named := p
+	named.Image = "debian:12"
+	refresh(named, false)
+	w.cfg.Build.Enabled = false
+	refresh(p, false)
+	w.cfg.Build.Enabled = true
+	w.says(p, "RUN echo no FROM")
+	_, _, err := w.RefreshImage(t.Context(), "alice", p, quiet)
+	is(t, err, fault.ExitFailed, "no FROM", "until then logins get the last image")
+}
+
+// A member is not told to type what only the owner may.
+func TestImageNoteOfMember(t *testing.T) {
+	w := newWorld(t)
+	w.Builder = &sessionstest.FakeBuilder{}
+	p := w.project("alice", "x", 0)
+	w.says(p, "FROM x")
+	w.user("dora")
+	if _, err := w.Share(t.Context(), "alice", p, "dora", false); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := w.Find(t.Context(), "dora", "alice.x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := w.attach(theirs)
+	defer a.Detach()
+	if note := a.ImageNote(t.Context()); note != "x has a Dockerfile and no image of it yet; to have one, ask alice" {
+		t.Errorf("note %q", note)
+	}
+}
+
+// So many builds run at once as the site says; of one project there is one, and
+// who asks for the same meanwhile waits for that.
 func TestBuildsAtOnce(t *testing.T) {
 	w := newWorld(t)
-	b := &builder{says: "a", hold: make(chan struct{}), began: make(chan sessions.Ref)}
+	b := &sessionstest.FakeBuilder{}
 	w.Builder = b
 	one, two := w.project("alice", "one", 0), w.project("alice", "two", 0)
-	ended := make(chan error, 2)
-	start := func(ctx context.Context, p sessions.Project, progress func(sessions.BuildProgress)) {
+	w.says(one, "FROM x\nRUN sleep 1000")
+	w.says(two, "FROM x")
+	steps, ended := make(chan string, 100), make(chan error, 3)
+	start := func(ctx context.Context, p sessions.Project) {
 		go func() {
-			_, _, err := w.BuildImage(ctx, "alice", p, false, progress)
+			_, _, err := w.BuildImage(ctx, "alice", p, false, func(b sessions.BuildProgress) { steps <- b.Step })
 			ended <- err
 		}()
 	}
+	step := func(want string) {
+		t.Helper()
+		if got := within(t, want, steps); got != want {
+			t.Errorf("step %q; want %q", got, want)
+		}
+	}
 	ctx, leave := context.WithCancel(t.Context())
-	start(ctx, one, quiet)
-	within(t, "the first build", b.began)
-	_, _, err := w.BuildImage(t.Context(), "alice", one, false, quiet)
-	is(t, err, fault.ExitFailed, "being built already")
-
-	waits := make(chan struct{})
-	var once sync.Once
-	start(t.Context(), two, func(sessions.BuildProgress) { once.Do(func() { close(waits) }) })
-	within(t, "the second to wait", waits)
+	start(ctx, one)
+	step("1/2 FROM x")
+	step("2/2 RUN sleep 1000")
+	start(t.Context(), two)
+	step("waiting for other builds to end")
 	leave()
 	if err := within(t, "the first to be cancelled", ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if got := within(t, "the second build", b.began); got != two.Ref {
-		t.Errorf("built %v", got)
-	}
-	close(b.hold)
+	step("1/1 FROM x")
 	if err := within(t, "the second's end", ended); err != nil {
 		t.Error(err)
+	}
+
+	// Of two that ask for one project, the second finds it built.
+	w.says(one, "FROM x")
+	hold := make(chan struct{})
+	go func() {
+		_, _, err := w.BuildImage(t.Context(), "alice", one, false, func(b sessions.BuildProgress) { steps <- b.Step; <-hold })
+		ended <- err
+	}()
+	step("1/1 FROM x")
+	go func() {
+		_, built, err := w.BuildImage(t.Context(), "alice", one, false, func(b sessions.BuildProgress) { steps <- b.Step })
+		if built {
+			err = errors.New("built twice")
+		}
+		ended <- err
+	}()
+	step("waiting for the build of one that runs already")
+	close(hold)
+	for range 2 {
+		if err := within(t, "both to end", ended); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := b.Builds(); n != 2 {
+		t.Errorf("%d builds; want one of each project", n)
 	}
 }
 
 func TestBuildRefused(t *testing.T) {
 	w := newWorld(t, func(c *config.Config) { c.Build.Timeout = config.Duration(time.Millisecond) })
-	w.Builder = &builder{says: "a", hold: make(chan struct{})}
+	w.Builder = &sessionstest.FakeBuilder{}
 	p := w.project("alice", "x", 0)
+	w.says(p, "FROM x\nRUN sleep 1000")
 	_, _, err := w.BuildImage(t.Context(), "alice", p, false, quiet)
 	is(t, err, fault.ExitFailed, "took longer than 1ms")
 	w.cfg.Build.Enabled = false

@@ -59,7 +59,7 @@ func backend(t *testing.T) *Backend {
 	}
 	t.Cleanup(func() { b.Keys.Close() })
 	b.Sessions = &sessions.Manager{
-		DB: d, Ledger: b.Ledger, Probe: b.Probe, Runtime: sessionstest.NewFake(), Log: b.Log, Config: b.Config,
+		DB: d, Ledger: b.Ledger, Probe: b.Probe, Runtime: sessionstest.NewFake(), Builder: &sessionstest.FakeBuilder{}, Log: b.Log, Config: b.Config,
 		Account: func(ctx context.Context, user string) (sessions.Account, error) {
 			u, err := b.Keys.User(ctx, user)
 			return sessions.Account{Name: u.Name, UID: u.UID, GID: u.GID, Policy: cfg.Policy(u.Role, u.Name)}, err

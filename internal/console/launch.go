@@ -17,8 +17,9 @@ func (c *call) projectLaunch() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "launch NAME",
 		short: "Start a project's container, unless it runs",
-		long: "A login does the same. Progress goes to standard error. Until somebody logs in, the container\n" +
-			"is idle, and is retired as any other.",
+		long: "First its image is built, as by image build, if you own it and the Dockerfile in its workspace, or\n" +
+			"what that copies, has changed. Progress goes to standard error. Until somebody logs in, the\n" +
+			"container is idle, and is retired as any other.",
 		example: "ds01 project launch my-thesis --open",
 		run: func(_ *cobra.Command, args []string) error {
 			if open {
@@ -28,10 +29,15 @@ func (c *call) projectLaunch() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			i, err := c.refreshImage(p)
+			if err != nil {
+				return err
+			}
 			a, err := c.launch(p, wait)
 			if err != nil {
 				return err
 			}
+			c.noteImage(a, i)
 			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
 			a.Detach()
 			with := "no GPU"
@@ -63,6 +69,9 @@ func (c *call) launchOpen(name string, wait bool) error {
 	if err != nil {
 		return near(err, name, c.projectNames)
 	}
+	if _, err := c.refreshImage(p); err != nil {
+		return err
+	}
 	a, err := c.launch(p, wait)
 	if err != nil {
 		return err
@@ -73,6 +82,37 @@ func (c *call) launchOpen(name string, wait bool) error {
 		return err
 	}
 	return exited(exit)
+}
+
+// refreshImage builds p's image where its Dockerfile asks for it, and returns
+// what there is then. Nothing is built for who may not do so with image build.
+func (c *call) refreshImage(p sessions.Project) (sessions.Image, error) {
+	if !c.owns(p) {
+		return sessions.Image{}, nil
+	}
+	show := c.newBuildScreen()
+	i, built, err := c.Sessions.RefreshImage(c.ctx, c.caller.name(), p, show.progress)
+	show.end(err != nil)
+	if built {
+		fmt.Fprintf(c.Stderr, "ds01: built %s in %s\n", i.Ref, i.Took.Round(100*time.Millisecond))
+	}
+	return i, err
+}
+
+// noteImage says what the session that a holds does not have: the image i, or
+// what its owner could build.
+func (c *call) noteImage(a *sessions.Attachment, i sessions.Image) {
+	note := ""
+	switch i.Ref {
+	case "":
+		note = a.ImageNote(c.ctx)
+	case a.Session.Image:
+	default:
+		note = sessions.NewerImage
+	}
+	if note != "" {
+		fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(note))
+	}
 }
 
 // waitEvery is how often a launch that waits for a GPU tries again.

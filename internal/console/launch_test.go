@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/sessions"
+	"github.com/ds01/ds01/sessions/sessionstest"
 )
 
 func TestProjectLaunchIsIdempotent(t *testing.T) {
@@ -28,6 +33,79 @@ func TestProjectLaunchIsIdempotent(t *testing.T) {
 	}
 	if list := ok(t, b, alice, "container list"); !strings.Contains(list, "in 30m: idle 30m") {
 		t.Errorf("nobody is connected:\n%s", list)
+	}
+}
+
+// dockerfile writes the Dockerfile of alice's project notes.
+func dockerfile(t *testing.T, b *Backend, says string) {
+	t.Helper()
+	path := filepath.Join(b.Sessions.Workspace(sessions.Ref{Owner: "alice", Name: "notes"}), "Dockerfile")
+	if err := os.WriteFile(path, []byte(says), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A launch builds what the Dockerfile asks for first; what runs keeps its
+// image, and a Dockerfile that is broken launches nothing.
+func TestProjectLaunchBuilds(t *testing.T) {
+	b := backend(t)
+	builder := b.Sessions.Builder.(*sessionstest.FakeBuilder)
+	launch := func(caller Caller, words string, wantExit int, out, errs string) {
+		t.Helper()
+		stdout, stderr, exit := do(t, b, caller, "project launch "+words)
+		if exit != wantExit || !strings.Contains(stdout, out) || !strings.Contains(stderr, errs) {
+			t.Errorf("exit %d, stdout %q, stderr %q; want %d, %q, %q", exit, stdout, stderr, wantExit, out, errs)
+		}
+		if errs == "" && stderr != "" {
+			t.Errorf("stderr %q", stderr)
+		}
+	}
+	dockerfile(t, b, "FROM x\nRUN exit 3\n")
+	launch(alice, "notes", fault.ExitFailed, "", "ds01: step 2/2 RUN exit 3 failed: exit status 3\n"+
+		"ds01: mend the Dockerfile and build again; until then logins get an image without it\n")
+	if list := ok(t, b, alice, "container list"); strings.Contains(list, "notes") {
+		t.Errorf("launched all the same:\n%s", list)
+	}
+	dockerfile(t, b, "FROM x\nRUN echo made\n")
+	launch(alice, "notes", 0, "launched notes in ", "[2/2 RUN echo made]\nmade\nds01: built ds01/project:alice.notes.")
+	launch(alice, "notes", 0, "notes runs already", "")
+	dockerfile(t, b, "FROM x\nRUN echo again\n")
+	launch(alice, "notes", 0, "notes runs already", "ds01: a newer image is built; the next session will have it\n")
+	if n := builder.Builds(); n != 2 {
+		t.Errorf("%d builds; want 2", n)
+	}
+
+	// Who may not build launches what there is.
+	ok(t, b, root, "user add dora")
+	ok(t, b, alice, "project share notes dora")
+	ok(t, b, alice, "container retire notes")
+	dockerfile(t, b, "FROM x\nRUN echo a third time\n")
+	launch(dora, "alice.notes", 0, "launched alice.notes", "has changed since the image was built; to rebuild, ask alice\n")
+	ok(t, b, alice, "project set notes --image debian:12")
+	launch(alice, "notes", 0, "notes runs already", "")
+	b.Config().Build.Enabled = false
+	ok(t, b, alice, "project set notes --image=")
+	launch(alice, "notes", 0, "notes runs already", "")
+	if n := builder.Builds(); n != 2 {
+		t.Errorf("%d builds; want still 2", n)
+	}
+}
+
+// Of many who launch at once, one builds, and all have the container.
+func TestProjectLaunchesAtOnce(t *testing.T) {
+	b := backend(t)
+	dockerfile(t, b, "FROM x\n")
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if stdout, stderr, exit := do(t, b, alice, "project launch notes --json"); exit != 0 || !strings.Contains(stdout, `"image": "ds01/project:alice.notes.`) {
+				t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+			}
+		})
+	}
+	wg.Wait()
+	if n := b.Sessions.Builder.(*sessionstest.FakeBuilder).Builds(); n != 1 {
+		t.Errorf("%d builds; want 1", n)
 	}
 }
 

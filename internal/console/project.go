@@ -59,11 +59,14 @@ func (c *call) find(name string) (sessions.Project, error) {
 // findOwn is find for what only the owner and admins may do.
 func (c *call) findOwn(name string) (sessions.Project, error) {
 	p, err := c.find(name)
-	if err == nil && !c.caller.Admin && p.Owner != c.caller.User {
+	if err == nil && !c.owns(p) {
 		return p, fault.New(fault.ExitDenied, "ask "+p.Owner, "only the owner of %s may do this", p.Ref)
 	}
 	return p, err
 }
+
+// owns reports whether the caller may do what is for p's owner.
+func (c *call) owns(p sessions.Project) bool { return c.caller.Admin || p.Owner == c.caller.User }
 
 // called is how the caller names ref.
 func (c *call) called(ref sessions.Ref) string {
