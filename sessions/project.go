@@ -114,22 +114,27 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	if err != nil {
 		return Project{}, err
 	}
-	if exists, err := m.exists(ctx, p.Ref); err != nil || exists {
-		return Project{}, cmp.Or(err, errExists(p.Name))
-	}
-
 	dir, err := m.workspace(p.Ref)
 	if err != nil {
 		return Project{}, err
 	}
-	m.creating.Lock()
-	made, err := dir.make(account.UID, account.GID, func(inside *os.Root) (err error) {
-		p.Repository, err = m.furnish(ctx, p, furnisher{inside, account.UID, account.GID})
-		return err
-	})
-	m.creating.Unlock()
+	done, err := m.alone(ctx, dir)
 	if err != nil {
 		return Project{}, err
+	}
+	defer done()
+	if exists, err := m.exists(ctx, p.Ref); err != nil || exists {
+		return Project{}, cmp.Or(err, errExists(p.Name))
+	}
+	made, err := dir.make(account.UID, account.GID, func(inside *os.Root) error {
+		return m.furnish(ctx, &p, furnisher{inside, account.UID, account.GID})
+	})
+	if err != nil {
+		return Project{}, err
+	}
+	if p.Start.From != nil && !made {
+		return Project{}, fault.New(fault.ExitFailed, "leave --from out to take it over as it is, or choose another name",
+			"the workspace %s is there already, and is not overwritten", dir.path())
 	}
 	p.TookOver, p.Created = !made, db.Time(db.Millis(time.Now()))
 	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
@@ -146,6 +151,9 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 		if p.TookOver {
 			detail += " taken over as it was"
 		}
+		if p.Start.From != nil {
+			detail += " begun with " + count(p.Brought, "file")
+		}
 		return record(ctx, tx, "project.created", by, p.Ref, "", detail)
 	})
 	if err != nil {
@@ -156,6 +164,37 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	}
 	m.Log.Info("project created", "project", p.Ref.String(), "user", by, "workspace", dir.path(), "took_over", p.TookOver)
 	return p, nil
+}
+
+// alone waits until nobody else makes the directory dir, and keeps others from
+// it until done. What it is filled with may take as long as who sends it likes,
+// and holds up nobody else's.
+func (m *Manager) alone(ctx context.Context, dir directory) (done func(), err error) {
+	for {
+		m.mu.Lock()
+		other := m.making[dir.path()]
+		if other == nil {
+			break
+		}
+		m.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	defer m.mu.Unlock()
+	if m.making == nil {
+		m.making = map[string]chan struct{}{}
+	}
+	mine := make(chan struct{})
+	m.making[dir.path()] = mine
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.making, dir.path())
+		close(mine)
+	}, nil
 }
 
 // check refuses what p's owner may not have or what cannot be.

@@ -42,7 +42,9 @@ type Project struct {
 
 	// These are set by Create alone. TookOver: the workspace was there already,
 	// with whatever is in it. Repository: there is a git repository in the new one.
+	// Brought: how many files came from Start.From.
 	TookOver, Repository bool
+	Brought              int
 }
 
 // A State is where a session is in its life (DESIGN.md, "The session's life").
@@ -120,8 +122,7 @@ type Manager struct {
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it
 
-	keeping  sync.Mutex // held while one Keep runs
-	creating sync.Mutex // held while one workspace is made
+	keeping sync.Mutex // held while one Keep runs
 
 	mu      sync.Mutex // guards what follows, and every life
 	closed  bool
@@ -132,6 +133,7 @@ type Manager struct {
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life
+	making  map[string]chan struct{} // by path, workspaces of projects that are being created; closed then
 }
 
 // errClosed is the cause of what ends because the gateway does.

@@ -18,10 +18,12 @@ import (
 )
 
 // A Start says what Create puts into a workspace that it makes; the zero Start
-// is nothing. One that was there already stays as it is.
+// is nothing. One that was there already stays as it is; with From, that is an
+// error.
 type Start struct {
-	Furnish  bool   // a README.md, a .gitignore and, if the host has git, an empty repository
-	Template string // with Furnish: one of Templates, or ""
+	From     *Source // files to begin with, or nil
+	Furnish  bool    // of a README.md, a .gitignore and, if the host has git, an empty repository, what did not come with From
+	Template string  // with Furnish: one of Templates, or ""
 }
 
 // A folder is one that a template makes.
@@ -101,23 +103,43 @@ type furnisher struct {
 	uid, gid int
 }
 
-// furnish fills p's new workspace and reports whether it has a repository.
-func (m *Manager) furnish(ctx context.Context, p Project, f furnisher) (repository bool, err error) {
+// furnish fills p's new workspace, and notes in p what it has.
+func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err error) {
+	if p.Start.From != nil {
+		if p.Brought, err = f.unpack(ctx, p.Start.From); err != nil {
+			return err
+		}
+	}
 	if !p.Start.Furnish {
-		return false, nil
+		return nil
+	}
+	brought, err := fs.ReadDir(f.r.FS(), ".")
+	if err != nil {
+		return err
+	}
+	has := func(beginning string) bool {
+		return slices.ContainsFunc(brought, func(d fs.DirEntry) bool { return strings.HasPrefix(strings.ToLower(d.Name()), beginning) })
 	}
 	for _, one := range templates[p.Start.Template] {
 		if err := f.mkdirAll(one.path); err != nil {
-			return false, err
+			return err
 		}
 	}
-	if err := f.write("README.md", []byte(m.readme(p, p.Start.Template))); err != nil {
-		return false, err
+	if !has("readme") {
+		if err := f.write("README.md", []byte(m.readme(*p, p.Start.Template))); err != nil {
+			return err
+		}
 	}
-	if err := f.write(".gitignore", []byte(gitignore)); err != nil {
-		return false, err
+	if !has(".gitignore") {
+		if err := f.write(".gitignore", []byte(gitignore)); err != nil {
+			return err
+		}
 	}
-	return f.repository(ctx)
+	if p.Repository = slices.ContainsFunc(brought, func(d fs.DirEntry) bool { return d.Name() == ".git" }); p.Repository {
+		return nil
+	}
+	p.Repository, err = f.repository(ctx)
+	return err
 }
 
 func (f furnisher) mkdirAll(rel string) error {

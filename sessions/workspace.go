@@ -176,8 +176,11 @@ func ensure(r *os.Root, path string, mode fs.FileMode, uid, gid int) (made bool,
 	return true, nil
 }
 
-// explain says what is wrong with path.
+// explain says what is wrong with path, unless err does.
 func (d directory) explain(path string, err error) error {
+	if told, ok := errors.AsType[*fault.Error](err); ok {
+		return told
+	}
 	f := &fault.Error{Exit: fault.ExitFailed, Hint: "tell your administrator", Err: err}
 	switch {
 	case errors.Is(err, errLink):

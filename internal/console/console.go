@@ -67,6 +67,10 @@ type IO struct {
 	// Open opens a file that the caller named, with the caller's rights and
 	// never with the gateway's.
 	Open func(path string) (io.ReadCloser, error)
+
+	// Pack reads a directory that the caller named as a tar archive, likewise;
+	// nil where they have no directories.
+	Pack func(path string) (io.ReadCloser, error)
 }
 
 // A Terminal is the caller's, for what draws on it or goes on in a container. One

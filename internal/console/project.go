@@ -84,12 +84,16 @@ func (c *call) projectCreate() *cobra.Command {
 		use:   "create NAME",
 		short: "Create a project and its workspace",
 		long: "Without --gpus it asks for one GPU, if its owner may have any. A workspace that is there\n" +
-			"already is taken over as it is; a new one gets a README.md, a .gitignore and a git repository.",
-		example: "ds01 project create my-thesis --gpus 2 --template ml",
+			"already is taken over as it is; a new one gets a README.md, a .gitignore and a git repository.\n" +
+			"With --from it begins with a copy of a directory of yours on the host, or from anywhere with a\n" +
+			"tar archive, and gets what that brings none of.",
+		example: "ds01 project create my-thesis --gpus 2 --template ml\n" +
+			"  ds01 project create my-thesis --from ~/work/thesis\n" +
+			"  tar cz -C work/thesis . | ssh ds01@ds01 project create my-thesis --from -",
 		run: func(cmd *cobra.Command, args []string) error {
 			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus}
 			var err error
-			if p.Start, err = start.start(); err != nil {
+			if p.Start, err = c.start(start); err != nil {
 				return err
 			}
 			return c.createProject(p, cmd.Flags().Changed("gpus"))
@@ -128,7 +132,7 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	if err != nil {
 		return err
 	}
-	return c.say(c.projectJSON(p), "created %s; its files are in %s%s", c.called(p.Ref), c.Sessions.Workspace(p.Ref), found(p))
+	return c.say(c.projectJSON(p), "created %s%s; its files are in %s%s", c.called(p.Ref), brought(p), c.Sessions.Workspace(p.Ref), found(p))
 }
 
 // ownProjects returns the projects that the caller may name, by name.

@@ -134,7 +134,7 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 
 	exit := s.run(ctx, peer.Uid, req, IO{
 		Stdin: std[0], Stdout: std[1], Stderr: std[2],
-		TTY: req.TTY, Columns: req.Columns, Open: client.open,
+		TTY: req.TTY, Columns: req.Columns, Open: client.open, Pack: client.pack,
 		Terminal: s.terminal(ctx, req, client, files),
 	})
 	_ = conn.SetDeadline(time.Now().Add(askTime))
@@ -242,7 +242,17 @@ func (c *client) read() {
 
 // open is a command's IO.Open: the client opens the file, as who they are.
 func (c *client) open(path string) (io.ReadCloser, error) {
-	if err := c.conn.Send(door.Message{Open: path}); err != nil {
+	return c.ask(door.Message{Open: path}, path+" is not a file that can be read")
+}
+
+// pack is a command's IO.Pack: the client reads the directory, as who they are.
+func (c *client) pack(path string) (io.ReadCloser, error) {
+	return c.ask(door.Message{Pack: path}, path+" is not a directory that can be read")
+}
+
+// ask has the client hand over a file, or fails with what it says is wrong.
+func (c *client) ask(m door.Message, unfit string) (io.ReadCloser, error) {
+	if err := c.conn.Send(m); err != nil {
 		return nil, fmt.Errorf("ask the caller for a file: %w", err)
 	}
 	select {
@@ -254,7 +264,7 @@ func (c *client) open(path string) (io.ReadCloser, error) {
 			if a.file != nil {
 				_ = a.file.Close()
 			}
-			return nil, fault.New(fault.ExitFailed, "", "%s is not a file that can be read", path)
+			return nil, fault.New(fault.ExitFailed, "", "%s", unfit)
 		}
 		return c.reader(a.file)
 	case <-c.ctx.Done():

@@ -1,8 +1,11 @@
 package console
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/ds01/ds01/internal/fault"
@@ -42,8 +45,73 @@ func TestProjectCreateFillsTheWorkspace(t *testing.T) {
 	if _, stderr, exit := do(t, b, alice, "project create x --template art"); exit != fault.ExitNoSuch {
 		t.Errorf("no such template: exit %d, %q", exit, stderr)
 	}
+	for line, want := range map[string]string{
+		"project create x --from dir --template ml": "ds01: project create: either --from or --template; try: ds01 project create --help\n",
+		"project create x --from dir": "ds01: directories cannot be read over ssh: dir\n" +
+			"ds01: send it: tar cz -C DIR . | ssh ds01@HOST project create NAME --from -\n",
+	} {
+		if _, stderr, exit := do(t, b, alice, line); exit != fault.ExitUsage || stderr != want {
+			t.Errorf("%s: exit %d, %q", line, exit, stderr)
+		}
+	}
+	if _, stderr, exit := do(t, b, alice, "project create x --from -"); exit != fault.ExitFailed || !strings.HasPrefix(stderr, "ds01: the archive is cut short\n") {
+		t.Errorf("a key: exit %d, %q", exit, stderr)
+	}
+	if _, err := os.Lstat(dir("x")); err == nil {
+		t.Error("a workspace was made of a key")
+	}
 	t.Setenv("PATH", t.TempDir())
 	if said := ok(t, b, alice, "project create x"); said != "created x; its files are in "+dir("x")+"; it has no git repository, for this machine has no git\n" {
 		t.Errorf("without git: %q", said)
+	}
+}
+
+// On the host a new project begins with what the caller can read of a directory.
+func TestProjectCreateFrom(t *testing.T) {
+	b := backend(t)
+	_, socket := hostDoor(t, b, account{name: "root"})
+	from := t.TempDir()
+	for name, text := range map[string]string{"main.py": "print()\n", "src/deep/big": strings.Repeat("x", 1<<20), "run.sh": ""} {
+		path := filepath.Join(from, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/datasets", filepath.Join(from, "data")); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 25 {
+		if err := syscall.Mkfifo(filepath.Join(from, fmt.Sprintf("pipe%02d", n)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stdout, stderr, exit := typed(t, socket, "", "project", "create", "alice.copy", "--from", from, "--gpus", "0")
+	dir := b.Sessions.Workspace(sessions.Ref{Owner: "alice", Name: "copy"})
+	if want := "created alice.copy with 4 files; its files are in " + dir + "\n"; exit != 0 || stdout != want {
+		t.Errorf("exit %d, %q; want %q", exit, stdout, want)
+	}
+	if lines := strings.Split(stderr, "\n"); len(lines) != 22 || lines[0] != `ds01: left out "pipe00": neither a file, a directory nor a link` || lines[20] != "ds01: and 5 more" {
+		t.Errorf("stderr %q", stderr)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "src/deep/big")); len(text) != 1<<20 {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	if target, err := os.Readlink(filepath.Join(dir, "data")); target != "/datasets" {
+		t.Errorf("the link leads to %q, %v", target, err)
+	}
+	for from, want := range map[string]string{
+		filepath.Join(from, "main.py"): "not a directory", filepath.Join(from, "none"): "no such file or directory",
+	} {
+		_, stderr, exit := typed(t, socket, "", "project", "create", "alice.more", "--from", from)
+		if exit != fault.ExitFailed || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: exit %d, %q", from, exit, stderr)
+		}
+	}
+	_, stderr, exit = typed(t, socket, "", "project", "create", "alice.copy", "--from", from)
+	if exit != fault.ExitFailed || !strings.HasPrefix(stderr, `ds01: there is a project "copy" already`) {
+		t.Errorf("again: exit %d, %q", exit, stderr)
 	}
 }

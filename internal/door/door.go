@@ -23,8 +23,9 @@ import (
 const Socket = "console.sock"
 
 // A Request is what the caller sends, with its three standard descriptors. The
-// gateway answers with Messages: any number that ask to open a file, each
-// answered by an Opened with the descriptor, and one that has the exit status.
+// gateway answers with Messages: any number that ask to open a file or to pack a
+// directory, each answered by an Opened with the descriptor, and one that has the
+// exit status.
 type Request struct {
 	Args    []string `json:"args"`
 	TTY     bool     `json:"tty"`     // whether stdout is a terminal
@@ -37,6 +38,7 @@ type Request struct {
 type Message struct {
 	Open string `json:"open,omitempty"` // a file to open and hand over
 	Raw  *bool  `json:"raw,omitempty"`  // whether the terminal is to be raw from now on; answered, like Open
+	Pack string `json:"pack,omitempty"` // a directory, to hand over a pipe that it comes from as a tar archive
 	Exit *int   `json:"exit,omitempty"`
 	Say  string `json:"say,omitempty"` // for stderr, where the gateway has none
 }
@@ -74,6 +76,8 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 	defer screen.restore()
 	// The answer is worth reading even to a request that was not taken.
 	sendErr := conn.Send(req, stdin, stdout, stderr)
+	packers := packers{ctx: ctx, stderr: stderr}
+	defer packers.live.Wait() // they end when nobody reads any more
 	for {
 		var m Message
 		_, err := conn.Recv(&m, 0)
@@ -88,14 +92,16 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 		case m.Exit != nil:
 			return *m.Exit, nil
 		}
-		if m.Raw != nil {
-			if err := conn.Send(screen.set(*m.Raw)); err != nil {
-				return 0, cmp.Or(context.Cause(ctx), err)
-			}
-			continue
+		switch {
+		case m.Raw != nil:
+			err = conn.Send(screen.set(*m.Raw))
+		case m.Pack != "":
+			err = packers.answer(conn, m.Pack)
+		default:
+			err = answerOpen(conn, m.Open)
 		}
-		if err := answerOpen(conn, m.Open); err != nil {
-			return 0, cmp.Or(context.Cause(ctx), fmt.Errorf("hand over %s: %w", m.Open, err))
+		if err != nil {
+			return 0, cmp.Or(context.Cause(ctx), fmt.Errorf("answer the gateway about %q: %w", cmp.Or(m.Pack, m.Open), err))
 		}
 	}
 }
