@@ -146,6 +146,12 @@ func oneLine(text string) (string, error) {
 	return text, nil
 }
 
+// broadcastJSON is what was said to how many, as --json prints it.
+type broadcastJSON struct {
+	Text        string `json:"text"`
+	Connections int    `json:"connections"`
+}
+
 // broadcast is the command that speaks to everybody, for admins.
 func (c *call) broadcast() *cobra.Command {
 	return c.leaf(leaf{
@@ -164,10 +170,7 @@ func (c *call) broadcast() *cobra.Command {
 			}
 			n := c.Sessions.Announce(fmt.Sprintf("ds01: message from %s: %s", c.caller.name(), text))
 			c.record("broadcast", text)
-			return c.say(struct {
-				Text        string `json:"text"`
-				Connections int    `json:"connections"`
-			}{text, n}, "told %s", count(n, "connection"))
+			return c.say(broadcastJSON{text, n}, "told %s", count(n, "connection"))
 		},
 	})
 }

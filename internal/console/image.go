@@ -28,6 +28,13 @@ func toImageJSON(i sessions.Image, current bool) imageJSON {
 		Size: i.Size, Built: stamp(i.When), Took: i.Took.Round(time.Millisecond).Seconds()}
 }
 
+// removedJSON is what became of images that were to be removed, as --json prints
+// it.
+type removedJSON struct {
+	Removed []string `json:"removed"`
+	Kept    []string `json:"kept"` // a container uses them
+}
+
 // images is the commands about the images of projects.
 func (c *call) images() *cobra.Command {
 	cmd := Parent("image", "Build images from projects' Dockerfiles",
@@ -119,10 +126,7 @@ func (c *call) imageDelete() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			result := struct {
-				Removed []string `json:"removed"`
-				Kept    []string `json:"kept"` // a container uses them
-			}{refs(removed), refs(kept)}
+			result := removedJSON{refs(removed), refs(kept)}
 			name := c.called(p.Ref)
 			switch {
 			case len(removed)+len(kept) == 0:
