@@ -161,6 +161,7 @@ func (m *Manager) Start(ctx context.Context) error {
 		m.Log.Warn("no session can be launched yet", "err", err)
 		m.wake <- struct{}{}
 	}
+	m.spawn(m.sweep)
 	m.spawn(m.reconciler)
 	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
 	return context.Cause(ctx)

@@ -229,12 +229,62 @@ func private(r *os.Root) error {
 	return nil
 }
 
+// unfinished begins the names of workspaces that are being made.
+const unfinished = ".ds01-new-"
+
+// sweep removes workspaces that a killed gateway was making: a copy of somebody's
+// files is large, and may never be asked for again.
+func (m *Manager) sweep() {
+	all, err := newDirectory("workspace", m.Config().Workspaces, "{owner}", "*", "{project}", "*")
+	if err != nil {
+		return
+	}
+	r, err := os.OpenRoot(all.root)
+	if err != nil {
+		return // there are none yet
+	}
+	defer func() { _ = r.Close() }()
+	found, err := fs.Glob(r.FS(), path.Join(path.Dir(all.rel), unfinished+"*"))
+	for _, rel := range found {
+		if sweepErr := m.sweepOne(r, directory{all.root, rel, all.what}); sweepErr != nil {
+			err = sweepErr
+		}
+	}
+	if err != nil {
+		m.Log.Warn("what a killed gateway left of new workspaces is not removed", "err", err)
+	}
+}
+
+// sweepOne removes one, unless it is somebody's own or is being made now.
+func (m *Manager) sweepOne(r *os.Root, left directory) error {
+	name := strings.TrimPrefix(path.Base(left.rel), unfinished)
+	done, err := m.alone(m.ctx, directory{left.root, path.Join(path.Dir(left.rel), name), left.what})
+	if err != nil {
+		return err
+	}
+	defer done()
+	for level := range levels(left.rel) {
+		if err := isDirectory(r, level); err != nil {
+			return nil //nolint:nilerr // a link is not ours, and what is gone has been made meanwhile
+		}
+	}
+	inside, err := r.OpenRoot(left.rel)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = inside.Close() }()
+	if private(inside) != nil {
+		return nil
+	}
+	return r.RemoveAll(left.rel)
+}
+
 // build makes rel, which is not there yet, for uid and gid, filled by fill. It
 // is made beside its place and put there when it is whole: a gateway that is
 // killed leaves no half of it. It reports false if somebody else was faster.
 // One build of rel runs at a time.
 func build(r *os.Root, rel string, uid, gid int, fill func(*os.Root) error) (made bool, err error) {
-	temporary := path.Join(path.Dir(rel), ".ds01-new-"+path.Base(rel))
+	temporary := path.Join(path.Dir(rel), unfinished+path.Base(rel))
 	if err := r.RemoveAll(temporary); err != nil { // a killed gateway's
 		return false, err
 	}

@@ -325,3 +325,29 @@ func TestStartFromSlowly(t *testing.T) {
 		t.Errorf("it has %v, %v", all, err)
 	}
 }
+
+// What a killed gateway had unpacked is removed by the next. What only looks
+// like it is a user's, and stays.
+func TestStartFromKilled(t *testing.T) {
+	w := newWorld(t)
+	_, bare := w.begin("alice", "bare", sessions.Start{})
+	level := filepath.Dir(bare)
+	ours, theirs, link := filepath.Join(level, ".ds01-new-x"), filepath.Join(level, ".ds01-new-mine"), filepath.Join(level, ".ds01-new-link")
+	err := errors.Join(os.Mkdir(ours, 0o700), os.WriteFile(filepath.Join(ours, "large"), []byte("x"), 0o600),
+		os.Mkdir(theirs, 0o755), os.Symlink(bare, link))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	eventually(t, "what is left is removed", func() bool {
+		_, err := os.Lstat(ours)
+		return errors.Is(err, os.ErrNotExist)
+	})
+	w.down() // and so has looked at all
+	w.start(nil)
+	for _, path := range []string{bare, theirs, link} {
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
