@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/console"
@@ -41,7 +42,10 @@ func main() {
 // run is main without the process: tests call it, and only main may exit.
 func run(ctx context.Context, args []string, stdin, stdout, stderr *os.File) (exit int) {
 	p := &program{ctx: ctx, args: args, stdin: stdin, stdout: stdout, stderr: stderr}
-	streams := console.IO{Stdin: stdin, Stdout: stdout, Stderr: stderr}
+	streams := console.IO{Stdin: stdin, Stdout: stdout, Stderr: stderr, TTY: term.IsTerminal(int(stdout.Fd()))}
+	if streams.TTY {
+		streams.Columns, _, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
+	}
 	if p.completing() && p.complete() {
 		return p.exit
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -75,9 +76,46 @@ func TestGoldenHelp(t *testing.T) {
 		if exit != 0 || errs.Len() > 0 {
 			t.Errorf("%s: exit %d, stderr %q", command, exit, errs.String())
 		}
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(line) - 1; n > 80 {
+				t.Errorf("%s --help is %d columns wide: %s", command, n, line)
+			}
+		}
 		fmt.Fprintf(&text, "$ %s\n%s\n", strings.Join(append([]string{"ds01"}, words...), " "), out.String())
 	}
 	golden(t, "help.golden", text.String())
+}
+
+// Text fits a terminal without being broken where it is typed as it stands.
+func TestFitText(t *testing.T) {
+	const text = `One two three four five six seven eight
+nine ten.
+
+Flags:
+      --name string   its name, which is not short
+  -h, --help          help
+
+Examples:
+  ds01 command that is longer than the terminal is wide
+`
+	if got := fitText(text, 200); got != text {
+		t.Errorf("in 200 columns:\n%s", got)
+	}
+	const want = `One two three four five six seven
+eight nine ten.
+
+Flags:
+      --name string   its name,
+                      which is not
+                      short
+  -h, --help          help
+
+Examples:
+  ds01 command that is longer than the terminal is wide
+`
+	if got := fitText(text, 34); got != want {
+		t.Errorf("in 34 columns:\n%s", got)
+	}
 }
 
 // printing is every command that prints JSON, with words that have it do so, in

@@ -85,8 +85,8 @@ func (c *call) projectCreate() *cobra.Command {
 		short: "Create a project and its workspace",
 		long: "Without --gpus it asks for one GPU, if its owner may have any. A workspace that is there\n" +
 			"already is taken over as it is; a new one gets a README.md, a .gitignore and a git repository.\n" +
-			"With --from it begins with a copy of a directory of yours on the host, or from anywhere with a\n" +
-			"tar archive, and gets what that brings none of.",
+			"With --from it begins with a copy of a directory on the host, or from anywhere with a tar archive;\n" +
+			"what comes along of these three stays as it is.",
 		example: "ds01 project create my-thesis --gpus 2 --template ml\n" +
 			"  ds01 project create my-thesis --from ~/work/thesis\n" +
 			"  tar cz -C work/thesis . | ssh ds01@ds01 project create my-thesis --from -",

@@ -78,30 +78,14 @@ func Execute(root *cobra.Command, args []string, streams IO) error {
 	root.SetIn(streams.Stdin)
 	root.SetOut(streams.Stdout)
 	root.SetErr(streams.Stderr)
+	if streams.TTY && streams.Columns > 0 {
+		root.SetHelpFunc(fitHelp(root.HelpFunc(), streams.Columns))
+	}
 	err := root.Execute()
 	if _, told := errors.AsType[*fault.Error](err); err != nil && !told && !started {
 		return usage(err.Error(), "help") // the library's, about one of its own commands
 	}
 	return err
-}
-
-// help is the library's command of that name, which would exit the process
-// for a reader that is gone, and say little about words that it does not know.
-func help() *cobra.Command {
-	return &cobra.Command{
-		Use:     "help [COMMAND…]",
-		GroupID: everybody,
-		Short:   "Show what a command does",
-		Example: "  ds01 help project create",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			about, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
-				return usage(strings.Join(args, " ")+": unknown command", "help")
-			}
-			about.InitDefaultHelpFlag()
-			return about.Help()
-		},
-	}
 }
 
 // Parent returns a command that only has others below it. Alone it prints its
