@@ -40,6 +40,12 @@ type Runtime interface {
 	// happened before a ready call may have been missed, so the caller lists.
 	// lost is called when the engine stops answering. It returns when ctx ends.
 	Watch(ctx context.Context, ready func(), lost func(error), died func(Death))
+
+	// Usage returns what the session's container, which runs, has used and
+	// holds. Without one that runs, the error is not nil. It is cheap enough to
+	// be asked of every session every few seconds, and does not wait for an
+	// engine that hangs.
+	Usage(ctx context.Context, session string) (Usage, error)
 }
 
 // A Container is a running session's inside. Everything that is asked of it

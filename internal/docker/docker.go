@@ -1,6 +1,6 @@
 // Package docker is a sessions.Runtime on the Docker Engine. It owns what a
 // session's container is made of (spec.go), how it comes (launch.go) and goes
-// (stop.go), and how its death is noticed (watch.go). It is a sessions.Builder,
+// (stop.go), how its death is noticed (watch.go) and what it uses (usage.go). It is a sessions.Builder,
 // too: what a Dockerfile may say (dockerfile.go), what of a workspace is sent
 // along (context.go), and how the engine builds it (build.go). What happens inside the
 // container is the agent's business: the engine is never asked to exec, attach
@@ -57,6 +57,7 @@ type Runtime struct {
 
 	mu      sync.Mutex
 	network map[string]string // IDs of networks by name, once known
+	groups  map[string]group  // by session, once known
 }
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.
@@ -74,7 +75,7 @@ func New(o Options) (*Runtime, error) {
 			Err:  err,
 		}
 	}
-	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience}
+	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}}
 	if r.log == nil {
 		r.log = slog.Default()
 	}

@@ -53,6 +53,10 @@ var agentCapabilities = []string{
 	"KILL", // signal them
 }
 
+// containerName has neither owner nor project in it: the network's name server
+// tells every container the names of the others.
+func containerName(session string) string { return "ds01-" + session }
+
 // newRequest returns the request for spec. It asks nobody.
 func newRequest(spec sessions.Spec, h host) request {
 	noInit := false
@@ -112,9 +116,7 @@ func newRequest(spec sessions.Spec, h host) request {
 		hc.Devices = deviceNodes(spec.GPUs, h.Exists)
 	}
 	return request{
-		// Neither owner nor project: the network's name server tells every
-		// container the names of the others.
-		Name:       "ds01-" + spec.Session,
+		Name:       containerName(spec.Session),
 		Config:     config,
 		HostConfig: hc,
 	}

@@ -83,6 +83,7 @@ func (r *Runtime) Stop(ctx context.Context, session string, grace time.Duration)
 	if err != nil {
 		return err
 	}
+	defer r.forgetGroup(session)
 	found, err := r.containers(ctx, labelSession+"="+session)
 	if err != nil {
 		return err

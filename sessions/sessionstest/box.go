@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -22,13 +23,15 @@ import (
 
 // A box is a Fake's container.
 type box struct {
-	spec sessions.Spec
-	mute bool // guarded by engine.mu
+	spec  sessions.Spec
+	mute  bool                  // guarded by engine.mu, as is
+	usage func() sessions.Usage // what Use has been given, or nil
 
 	mu     sync.Mutex
 	dead   bool
 	reason string
 	procs  map[*process]struct{}
+	spent  time.Duration // CPU time of those that have ended
 	empty  chan struct{} // closed when the last of procs ends, made by terminate
 
 	agents  string   // directory of ssh-agents' sockets, "" before the first
@@ -260,6 +263,7 @@ func (p *process) reap() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.procs, p)
+	b.spent += p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
 	if b.empty != nil && len(b.procs) == 0 {
 		close(b.empty)
 	}

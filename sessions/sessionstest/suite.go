@@ -57,6 +57,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"stop kills after grace", stopKills},
 		{"death ends its processes", deathEndsProcesses},
 		{"watch", watch},
+		{"usage", usage},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}

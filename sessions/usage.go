@@ -1,0 +1,49 @@
+package sessions
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// A Usage is what a session's container has used since its launch, and what it
+// holds now. What it does now is the difference of two.
+type Usage struct {
+	At time.Time
+
+	// Since the launch.
+	CPU            time.Duration // of all its processors and processes together
+	Received, Sent uint64        // bytes over its network
+	Read, Written  uint64        // bytes from and to disks
+
+	// At this moment.
+	Memory uint64 // bytes, less the part of the file cache that the kernel would drop first
+	Pids   int    // processes and their threads
+
+	// The most that it may have of each; 0 is no limit.
+	CPULimit    float64
+	MemoryLimit uint64
+	PidsLimit   int
+}
+
+// Cores returns how many processors were busy between before and u, on average.
+func (u Usage) Cores(before Usage) float64 {
+	window := u.At.Sub(before.At)
+	if window <= 0 || u.CPU < before.CPU {
+		return 0
+	}
+	return float64(u.CPU-before.CPU) / float64(window)
+}
+
+// Usage returns what the container of a live session uses. Of one that is being
+// launched, or not known to run, nobody can say.
+func (m *Manager) Usage(ctx context.Context, session string) (Usage, error) {
+	m.mu.Lock()
+	s := m.lives[session]
+	up := s != nil && s.container != nil
+	m.mu.Unlock()
+	if !up {
+		return Usage{}, fmt.Errorf("session %s has no container that runs", session)
+	}
+	return m.Runtime.Usage(ctx, session)
+}
