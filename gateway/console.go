@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/kballard/go-shellquote"
@@ -31,8 +32,13 @@ func (ch *channel) console() (sessions.Exit, error) {
 		d := ch.newDesk(cancel)
 		defer func() { d.unwatch() }()
 		terminal := lines{&ch.out}
-		streams = ConsoleIO{Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal,
-			TTY: true, Columns: int(ch.cmd.PTY.Size.Columns), Terminal: d.terminal()}
+		size := ch.cmd.PTY.Size
+		streams = ConsoleIO{
+			Stdin: strings.NewReader(""), Stdout: terminal, Stderr: terminal,
+			TTY: true, Columns: int(size.Columns), Rows: int(size.Rows), Term: ch.cmd.PTY.Term,
+			NoColor:  slices.ContainsFunc(ch.cmd.Env, func(v string) bool { return strings.HasPrefix(v, "NO_COLOR=") && v != "NO_COLOR=" }),
+			Terminal: d.terminal(),
+		}
 	}
 	streams.Key = gossh.FingerprintSHA256(ch.who.key)
 	code := ch.conn.s.Console(ctx, ch.who.user, words, streams)

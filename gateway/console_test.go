@@ -93,6 +93,32 @@ func TestConsole(t *testing.T) {
 	}
 }
 
+// Commands learn what the client's terminal is, and whether colours are wanted.
+func TestConsoleTerminal(t *testing.T) {
+	w := newWorld(t, func(_ *config.Config, s *Server) {
+		s.Console = func(_ context.Context, _ string, _ []string, streams ConsoleIO) int {
+			_, _ = fmt.Fprintf(streams.Stdout, "%d %d %q %v", streams.Columns, streams.Rows, streams.Term, streams.NoColor)
+			return 0
+		}
+	})
+	client := w.dial("alice", "ds01")
+	for value, want := range map[string]string{
+		"unset": `90 30 "screen-256color" false`,
+		"":      `90 30 "screen-256color" false`, // no-color.org: set, and not empty
+		"1":     `90 30 "screen-256color" true`,
+	} {
+		session, err := client.NewSession()
+		must(t, err)
+		must(t, session.RequestPty("screen-256color", 30, 90, gossh.TerminalModes{}))
+		if value != "unset" {
+			must(t, session.Setenv("NO_COLOR", value))
+		}
+		if out, err := session.Output("x"); err != nil || string(out) != want {
+			t.Errorf("NO_COLOR %s: %q, %v; want %q", value, out, err, want)
+		}
+	}
+}
+
 // The control name is the site's to choose; the usual one is then a project's.
 func TestControlName(t *testing.T) {
 	w := newWorld(t, func(c *config.Config, _ *Server) { c.ControlName = "admin" })

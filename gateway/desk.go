@@ -10,7 +10,6 @@ import (
 // A ConsoleTerminal is the client's terminal, for a Console command that draws on
 // it, or goes on in a container. One goroutine uses it.
 type ConsoleTerminal struct {
-	Term string // "xterm-256color"; "" is unknown
 	Size func() sessions.Size
 
 	// Keys returns what is typed from now on, until stop, and each new size.
@@ -39,7 +38,6 @@ func (ch *channel) newDesk(interrupt context.CancelCauseFunc) *desk {
 
 func (d *desk) terminal() *ConsoleTerminal {
 	return &ConsoleTerminal{
-		Term: d.ch.cmd.PTY.Term,
 		Size: func() sessions.Size { d.ch.measure(); return d.ch.cmd.PTY.Size },
 		Keys: d.keys, Enter: d.enter,
 	}

@@ -69,9 +69,11 @@ type Console func(ctx context.Context, user string, args []string, streams Conso
 type ConsoleIO struct {
 	Stdin          io.Reader // empty at a terminal
 	Stdout, Stderr io.Writer
-	TTY            bool             // whether Stdout is the client's terminal
-	Columns        int              // its width, 0 if unknown
-	Terminal       *ConsoleTerminal // the rest of it, or nil
+	TTY            bool             // whether both are the client's terminal
+	Columns, Rows  int              // its size, 0 if unknown
+	Term           string           // its kind, as the client says
+	NoColor        bool             // the client has sent NO_COLOR
+	Terminal       *ConsoleTerminal // what else a terminal can do, or nil
 
 	Key string // fingerprint of the key that the client has proved
 }

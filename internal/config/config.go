@@ -157,7 +157,7 @@ func Default() *Config {
 		GPUs:        GPUs{Probe: "auto"},
 		UIDs:        UIDs{First: 200000, Last: 299999},
 		SSH: SSH{
-			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM"},
+			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
 			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
 			HandshakeTimeout: Duration(20 * time.Second),
 			MaxStartups:      100,

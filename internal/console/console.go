@@ -60,9 +60,11 @@ type Backend struct {
 type IO struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	TTY            bool      // whether Stdout is a terminal
-	Columns        int       // its width, 0 if unknown
-	Terminal       *Terminal // the rest of it, or nil
+	TTY, ErrTTY    bool      // whether Stdout, and Stderr, is a terminal
+	Columns, Rows  int       // its size, 0 if unknown
+	Term           string    // its kind; "" and dumb obey no escapes
+	NoColor        bool      // the caller wants none, whatever their terminal has
+	Terminal       *Terminal // what else a terminal can do, or nil
 
 	// Open opens a file that the caller named, with the caller's rights and
 	// never with the gateway's.
@@ -76,7 +78,6 @@ type IO struct {
 // A Terminal is the caller's, for what draws on it or goes on in a container. One
 // goroutine uses it.
 type Terminal struct {
-	Term string // "xterm-256color"; "" is unknown
 	Size func() sessions.Size
 
 	// Keys returns what is typed from now on, until stop, and each new size.
@@ -104,7 +105,7 @@ type call struct {
 // concurrently.
 func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams IO) (exit int) {
 	if caller.User == "" && !caller.Admin {
-		return Report(streams.Stderr, fault.New(fault.ExitDenied, "ask your administrator", "you have no ds01 account"))
+		return streams.report(fault.New(fault.ExitDenied, "ask your administrator", "you have no ds01 account"))
 	}
 	c := &call{Backend: b, IO: streams, ctx: ctx, caller: caller}
 	// The words come from anyone with an account, and are parsed by libraries:
@@ -112,7 +113,7 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	defer func() {
 		if p := recover(); p != nil {
 			b.Log.Error("a command panicked", "user", caller.User, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
-			exit = Report(streams.Stderr, fault.For(fmt.Errorf("panic: %v", p)))
+			exit = streams.report(fault.For(fmt.Errorf("panic: %v", p)))
 		}
 	}()
 	err := Execute(c.tree(), args, streams)
@@ -129,15 +130,18 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	if f.Err != nil {
 		b.Log.Warn("a command failed", "user", caller.User, "say", f.Say, "err", f.Err)
 	}
-	return Report(streams.Stderr, f)
+	return streams.report(f)
 }
 
 // Report tells a person what went wrong, in one line or two, and returns the
 // exit status.
-func Report(w io.Writer, f *fault.Error) (exit int) {
-	_, _ = fmt.Fprintf(w, "ds01: %s\n", plain(f.Say)) // a caller who is gone reads nothing
+func Report(w io.Writer, f *fault.Error) (exit int) { return IO{Stderr: w}.report(f) }
+
+func (s IO) report(f *fault.Error) (exit int) {
+	name := s.paintIf(s.ErrTTY, red, "ds01:")
+	_, _ = fmt.Fprintf(s.Stderr, "%s %s\n", name, plain(f.Say)) // a caller who is gone reads nothing
 	if f.Hint != "" {
-		_, _ = fmt.Fprintf(w, "ds01: %s\n", plain(f.Hint))
+		_, _ = fmt.Fprintf(s.Stderr, "ds01: %s\n", plain(f.Hint))
 	}
 	return f.Exit
 }

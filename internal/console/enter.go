@@ -41,12 +41,12 @@ func (c *call) enter(p sessions.Project) (exit int, err error) {
 // terminal returns the caller's, or nil without one. files are their three
 // descriptors.
 func (s *Server) terminal(ctx context.Context, req door.Request, c *client, files []*os.File) *Terminal {
-	if !req.TTY || req.Term == "" || s.inside != nil {
+	if !req.TTY || !req.InTTY || s.inside != nil {
 		return nil
 	}
 	d := &desk{ctx: ctx, b: s.Backend, client: c, stdin: files[0], stdout: files[1], term: req.Term,
 		size: sessions.Size{Columns: clamp(req.Columns), Rows: clamp(req.Rows)}}
-	return &Terminal{Term: d.term, Size: func() sessions.Size { return d.size }, Enter: d.enter}
+	return &Terminal{Size: func() sessions.Size { return d.size }, Enter: d.enter}
 }
 
 // clamp fits a number of columns or rows into what the kernel takes.

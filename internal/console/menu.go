@@ -23,7 +23,7 @@ const refreshEvery = 2 * time.Second
 // menuOrHelp is what no words at all mean: at a terminal, the caller's projects to
 // choose from.
 func (c *call) menuOrHelp(cmd *cobra.Command) error {
-	if t := c.Terminal; t == nil || t.Keys == nil || c.json || t.Term == "" || t.Term == "dumb" {
+	if t := c.Terminal; t == nil || t.Keys == nil || c.json || c.Term == "" || c.Term == "dumb" {
 		return cmd.Help()
 	}
 	m := &menu{call: c}
@@ -87,7 +87,7 @@ func (m *menu) choose() (open *sessions.Project, err error) {
 	size := c.Terminal.Size()
 	m.columns, m.rows, m.open, m.ask = int(size.Columns), int(size.Rows), nil, ""
 	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(keys), tea.WithOutput(c.Stdout), tea.WithoutSignals(),
-		tea.WithWindowSize(m.columns, m.rows), tea.WithEnvironment(terminalEnv(c.Terminal.Term)))
+		tea.WithWindowSize(m.columns, m.rows), tea.WithEnvironment(terminalEnv(c.Term)))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -128,7 +128,6 @@ func keyboard(t *testing.T, keys string, entered *[]string) *Terminal {
 	t.Cleanup(func() { _ = w.Close() })
 	go func() { _, _ = io.WriteString(w, keys) }()
 	return &Terminal{
-		Term: "xterm",
 		Size: func() sessions.Size { return sessions.Size{Columns: 80, Rows: 24} },
 		Keys: func() (io.Reader, <-chan sessions.Size, func()) { return r, nil, func() {} },
 		Enter: func(p sessions.Project) (sessions.Exit, error) {
@@ -144,11 +143,11 @@ func TestMenuOrHelp(t *testing.T) {
 	for name, change := range map[string]func(*IO){
 		"no terminal":   func(s *IO) { s.Terminal = nil },
 		"no keys":       func(s *IO) { s.Terminal.Keys = nil },
-		"dumb terminal": func(s *IO) { s.Terminal.Term = "dumb" },
-		"unknown":       func(s *IO) { s.Terminal.Term = "" },
+		"dumb terminal": func(s *IO) { s.Term = "dumb" },
+		"unknown":       func(s *IO) { s.Term = "" },
 	} {
 		var out bytes.Buffer
-		streams := IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: &out, TTY: true, Terminal: keyboard(t, "", new([]string))}
+		streams := IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: &out, TTY: true, Term: "xterm", Terminal: keyboard(t, "", new([]string))}
 		change(&streams)
 		if exit := b.Run(t.Context(), alice, nil, streams); exit != 0 || !strings.Contains(out.String(), "ds01 [command]") {
 			t.Errorf("%s: exit %d, %q", name, exit, out.String())
@@ -156,8 +155,8 @@ func TestMenuOrHelp(t *testing.T) {
 	}
 	for _, term := range []string{"xterm", "screen-256color", "xterm-kitty", "linux"} {
 		var out bytes.Buffer
-		streams := IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: &out, TTY: true, Terminal: keyboard(t, "q", new([]string))}
-		streams.Terminal.Term = term
+		streams := IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: &out, TTY: true, Term: "xterm", Terminal: keyboard(t, "q", new([]string))}
+		streams.Term = term
 		exit := b.Run(t.Context(), alice, nil, streams)
 		if exit != 0 || !strings.Contains(out.String(), "alice's projects") || strings.Contains(out.String(), "$p") || strings.Contains(out.String(), "[c") {
 			t.Errorf("%s: exit %d, or it asks the terminal something: %q", term, exit, out.String())

@@ -1,13 +1,12 @@
 package console
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -38,38 +37,67 @@ func list[T any](c *call, rows []T, head string, cells func(T) []string) error {
 		fmt.Fprintln(c.Stderr, "ds01: there are none")
 		return nil
 	}
-	var table bytes.Buffer
-	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.ReplaceAll(head, " ", "\t"))
-	for _, row := range rows {
-		line := cells(row)
-		for i := range line {
-			if line[i] = plain(line[i]); line[i] == "" {
-				line[i] = "-"
-			}
-		}
-		fmt.Fprintln(w, strings.Join(line, "\t"))
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	_, err := c.Stdout.Write(c.fit(table.Bytes()))
+	_, err := c.Stdout.Write(c.table(head, cellsOf(rows, cells)))
 	return printed(err)
 }
 
-// fit cuts lines that a terminal would break. Pipes get them whole.
-func (c *call) fit(text []byte) []byte {
-	if !c.TTY || c.Columns <= 0 {
-		return text
+func cellsOf[T any](rows []T, cells func(T) []string) [][]string {
+	all := make([][]string, len(rows))
+	for i, row := range rows {
+		all[i] = cells(row)
+	}
+	return all
+}
+
+// table lays rows out under head.
+func (c *call) table(head string, rows [][]string) []byte {
+	names := strings.Fields(head)
+	widths := make([]int, len(names))
+	rows = append([][]string{names}, rows...)
+	for _, row := range rows {
+		for i := range row {
+			if row[i] = plain(row[i]); row[i] == "" {
+				row[i] = "-"
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+		}
 	}
 	var out []byte
-	for line := range bytes.Lines(text) {
-		if r := bytes.Runes(line); len(r)-1 > c.Columns {
-			line = []byte(string(r[:c.Columns-1]) + "…\n")
+	for n, row := range rows {
+		looks := make([]string, len(row))
+		for i, cell := range row {
+			if looks[i] = look(names[i], cell); n == 0 {
+				looks[i] = bold
+			}
 		}
-		out = append(out, line...)
+		out = append(out, c.line(row, widths, looks)...)
 	}
 	return out
+}
+
+// line is one line of a table, cut where a terminal would break it. Pipes get it
+// whole.
+func (c *call) line(cells []string, widths []int, looks []string) string {
+	const gap = 2
+	texts, length := make([][]rune, len(cells)), 0
+	for i, cell := range cells {
+		if texts[i] = []rune(cell); i < len(cells)-1 {
+			pad := widths[i] + gap - len(texts[i])
+			texts[i] = append(texts[i], []rune(strings.Repeat(" ", pad))...)
+		}
+		length += len(texts[i])
+	}
+	room, end := length, "\n"
+	if c.TTY && c.Columns > 0 && length > c.Columns {
+		room, end = c.Columns-1, "…\n"
+	}
+	var out strings.Builder
+	for i, text := range texts {
+		text = text[:min(len(text), room)]
+		room -= len(text)
+		out.WriteString(c.paint(looks[i], string(text)))
+	}
+	return out.String() + end
 }
 
 // A field is one line of what show prints.
@@ -80,13 +108,18 @@ func (c *call) show(thing any, fields ...field) error {
 	if c.json {
 		return c.printJSON(thing)
 	}
-	w := tabwriter.NewWriter(c.Stdout, 0, 0, 2, ' ', 0)
+	fields = slices.DeleteFunc(fields, func(f field) bool { return f.value == "" })
+	width := 0
 	for _, f := range fields {
-		if f.value != "" {
-			fmt.Fprintf(w, "%s:\t%s\n", f.name, plain(f.value))
-		}
+		width = max(width, utf8.RuneCountInString(f.name))
 	}
-	return printed(w.Flush())
+	var out strings.Builder
+	for _, f := range fields {
+		pad := strings.Repeat(" ", width+2-utf8.RuneCountInString(f.name))
+		out.WriteString(c.paint(bold, f.name+":") + pad + c.paint(look(strings.ToUpper(f.name), f.value), plain(f.value)) + "\n")
+	}
+	_, err := io.WriteString(c.Stdout, out.String())
+	return printed(err)
 }
 
 // say prints what a command did: a sentence, or with --json the thing it is

@@ -134,7 +134,8 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 
 	exit := s.run(ctx, peer.Uid, req, IO{
 		Stdin: std[0], Stdout: std[1], Stderr: std[2],
-		TTY: req.TTY, Columns: req.Columns, Open: client.open, Pack: client.pack,
+		TTY: req.TTY, ErrTTY: req.ErrTTY, Columns: req.Columns, Rows: req.Rows,
+		Term: req.Term, NoColor: req.NoColor, Open: client.open, Pack: client.pack,
 		Terminal: s.terminal(ctx, req, client, files),
 	})
 	_ = conn.SetDeadline(time.Now().Add(askTime))

@@ -29,9 +29,12 @@ const Socket = "console.sock"
 type Request struct {
 	Args    []string `json:"args"`
 	TTY     bool     `json:"tty"`     // whether stdout is a terminal
-	Columns int      `json:"columns"` // its width, 0 if unknown
+	InTTY   bool     `json:"in_tty"`  // whether stdin is one, too
+	ErrTTY  bool     `json:"err_tty"` // and stderr
+	Columns int      `json:"columns"` // its size, 0 if unknown
 	Rows    int      `json:"rows"`
-	Term    string   `json:"term"` // what kind it is, if stdin is one, too: "xterm-256color"
+	Term    string   `json:"term"`     // $TERM
+	NoColor bool     `json:"no_color"` // $NO_COLOR is set (no-color.org)
 }
 
 // A Message is what the gateway says.
@@ -65,12 +68,12 @@ func Call(ctx context.Context, socket string, args []string, stdin, stdout, stde
 		return 0, cmp.Or(context.Cause(ctx), err)
 	}
 
-	req := Request{Args: args, TTY: term.IsTerminal(int(stdout.Fd()))}
+	req := Request{
+		Args: args, TTY: term.IsTerminal(int(stdout.Fd())), InTTY: term.IsTerminal(int(stdin.Fd())), ErrTTY: term.IsTerminal(int(stderr.Fd())),
+		Term: os.Getenv("TERM"), NoColor: os.Getenv("NO_COLOR") != "",
+	}
 	if req.TTY {
 		req.Columns, req.Rows, _ = term.GetSize(int(stdout.Fd())) // 0 is unknown
-		if term.IsTerminal(int(stdin.Fd())) {
-			req.Term = cmp.Or(os.Getenv("TERM"), "dumb")
-		}
 	}
 	screen := &screen{conn: conn, stdin: stdin, stdout: stdout}
 	defer screen.restore()
