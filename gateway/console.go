@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/kballard/go-shellquote"
 	gossh "golang.org/x/crypto/ssh"
@@ -27,7 +28,7 @@ func (ch *channel) console() (sessions.Exit, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ch.ctx)
 	defer cancel(nil)
-	streams := ConsoleIO{Stdin: ch, Stdout: &ch.out, Stderr: &ch.errs}
+	streams := ConsoleIO{Stdin: ch, Stdout: pipe{&ch.out, ch.eow}, Stderr: &ch.errs}
 	if ch.pty {
 		d := ch.newDesk(cancel)
 		defer func() { d.unwatch() }()
@@ -66,6 +67,23 @@ func (ch *channel) watchKeys(ctx context.Context, cancel context.CancelCauseFunc
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// A pipe breaks when the client reads no more: OpenSSH says so (PROTOCOL §2.1),
+// and then waits for the command's end.
+type pipe struct {
+	w      io.Writer
+	closed <-chan struct{}
+}
+
+// Write fails as it does to a pipe on this host.
+func (p pipe) Write(b []byte) (int, error) {
+	select {
+	case <-p.closed:
+		return 0, syscall.EPIPE
+	default:
+		return p.w.Write(b)
 	}
 }
 

@@ -3,10 +3,12 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -116,6 +118,34 @@ func TestConsoleTerminal(t *testing.T) {
 		if out, err := session.Output("x"); err != nil || string(out) != want {
 			t.Errorf("NO_COLOR %s: %q, %v; want %q", value, out, err, want)
 		}
+	}
+}
+
+// A client whose own reader is gone, as in ssh … | head, waits for the command: the
+// next write must end it.
+func TestConsoleWithoutAReader(t *testing.T) {
+	ended := make(chan error, 1)
+	w := newWorld(t, func(_ *config.Config, s *Server) {
+		s.Console = func(_ context.Context, _ string, _ []string, streams ConsoleIO) int {
+			for {
+				if _, err := fmt.Fprintln(streams.Stdout, "more"); err != nil {
+					ended <- err
+					return 1
+				}
+			}
+		}
+	})
+	session, err := w.dial("alice", "ds01").NewSession()
+	must(t, err)
+	session.Stdout = io.Discard
+	must(t, session.Start("events"))
+	_, err = session.SendRequest("eow@openssh.com", false, nil)
+	must(t, err)
+	if err := receive(t, "the command's end", ended); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("it ends with %v; want a broken pipe", err)
+	}
+	if exit, ok := errors.AsType[*gossh.ExitError](session.Wait()); !ok || exit.ExitStatus() != 1 {
+		t.Errorf("the client gets %v; want status 1", exit)
 	}
 }
 
