@@ -53,6 +53,8 @@ type Backend struct {
 	DB       *sql.DB
 	Log      *slog.Logger
 	Config   func() *config.Config // the settings in force
+
+	screens screens // the terminals of those who ask now
 }
 
 // An IO is the caller's side of a command: their streams, their terminal, and
@@ -98,6 +100,7 @@ type call struct {
 	ctx    context.Context
 	caller Caller
 	json   bool
+	screen *screen // the caller's terminal, or nil
 }
 
 // Run runs the command that args spell, without the program's name, and returns
@@ -108,6 +111,11 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 		return streams.report(fault.New(fault.ExitDenied, "ask your administrator", "you have no ds01 account"))
 	}
 	c := &call{Backend: b, IO: streams, ctx: ctx, caller: caller}
+	if streams.TTY {
+		c.screen = &screen{w: streams.Stdout, rows: streams.Rows, redraws: streams.obeys() && streams.Columns > 0, inside: caller.Inside != nil}
+		c.Stdout = c.screen
+		defer b.screens.add(c.screen)()
+	}
 	// The words come from anyone with an account, and are parsed by libraries:
 	// a mistake there must not end everybody's connections.
 	defer func() {
@@ -116,7 +124,7 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 			exit = streams.report(fault.For(fmt.Errorf("panic: %v", p)))
 		}
 	}()
-	err := Execute(c.tree(), args, streams)
+	err := Execute(c.tree(), args, c.IO)
 	if err == nil {
 		return 0
 	}

@@ -128,7 +128,7 @@ func leaves(cmd *cobra.Command) (paths []string) {
 // Another's project and none at all are told in the same words.
 func TestOthersProjectsDoNotExist(t *testing.T) {
 	b := backend(t)
-	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "project members ", "project share --read-only bob ", "project unshare bob ", "container show ", "container retire "} {
+	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "project members ", "project share --read-only bob ", "project unshare bob ", "container show ", "container retire ", "container stats "} {
 		_, theirs, exit1 := do(t, b, bob, command+"alice.thesis")
 		_, none, exit2 := do(t, b, bob, command+"alice.nothing")
 		if exit1 != exit2 || theirs != strings.ReplaceAll(none, "nothing", "thesis") {
@@ -191,12 +191,13 @@ func TestHelp(t *testing.T) {
 func TestJSONIsStable(t *testing.T) {
 	b := backend(t)
 	for line, want := range map[string]string{
-		"user list":      "created disabled gid name role uid",
-		"key list":       "added comment expires fingerprint last_used type user",
-		"project list":   "access created gpus image members name owner workspace",
-		"container list": "connections ended files gpus holder idle_since image keep_reason kept_until launched owner project read_only reason retire_why retires session state workspace",
-		"gpu list":       "index memory mig missing name owner project simulated since uuid",
-		"events":         "at detail id kind project session user",
+		"user list":       "created disabled gid name role uid",
+		"key list":        "added comment expires fingerprint last_used type user",
+		"project list":    "access created gpus image members name owner workspace",
+		"container stats": "files gpus owner project read_only session state usage",
+		"container list":  "connections ended files gpus holder idle_since image keep_reason kept_until launched owner project read_only reason retire_why retires session state workspace",
+		"gpu list":        "index memory mig missing name owner project simulated since uuid",
+		"events":          "at detail id kind project session user",
 	} {
 		var rows []map[string]any
 		if err := json.Unmarshal([]byte(ok(t, b, root, line+" --json")), &rows); err != nil || len(rows) == 0 {
@@ -328,6 +329,7 @@ func TestCompletionNamesWhatTheCallerMayName(t *testing.T) {
 	}{
 		{alice, []string{"container", "retire", ""}, "notes\nthesis\n:4\n"},
 		{bob, []string{"container", "retire", ""}, ":4\n"},
+		{alice, []string{"container", "stats", ""}, "notes\nthesis\n:4\n"},
 		{carol, []string{"project", "show", ""}, "alice.notes\nalice.thesis\n:4\n"},
 		{carol, []string{"user", "show", ""}, "alice\nbob\ncarol\n:4\n"},
 		{bob, []string{"user", "show", ""}, ":4\n"},

@@ -58,7 +58,7 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 func (c *call) containers() *cobra.Command {
 	cmd := Parent("container", "List, keep and retire running containers",
 		"A project's container is launched by the first login and retired when it is idle.\nWhat is in /workspace stays.")
-	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep())
+	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep(), c.containerStats())
 	return cmd
 }
 
@@ -164,21 +164,35 @@ func (c *call) containerShow() *cobra.Command {
 		short:   "Show a project's container, or its last one of today",
 		example: "ds01 container show my-thesis",
 		run: func(_ *cobra.Command, args []string) error {
-			p, err := c.find(args[0])
+			s, err := c.newest(args[0])
 			if err != nil {
 				return err
-			}
-			all, err := c.sessions(true)
-			if err != nil {
-				return err
-			}
-			s, ok := latest(all, p.Ref)
-			if !ok {
-				return fault.New(fault.ExitNoSuch, "a login launches one", "%s has no container", c.called(p.Ref))
 			}
 			return c.showSession(s)
 		},
 	})
+}
+
+// newest returns the session that the caller means by a project's name, or its
+// last one of the last day.
+func (c *call) newest(name string) (sessions.Session, error) {
+	p, err := c.find(name)
+	if err != nil {
+		return sessions.Session{}, err
+	}
+	all, err := c.sessions(true)
+	if err != nil {
+		return sessions.Session{}, err
+	}
+	s, ok := latest(all, p.Ref)
+	if !ok {
+		return s, c.errNoContainer(p.Ref)
+	}
+	return s, nil
+}
+
+func (c *call) errNoContainer(ref sessions.Ref) error {
+	return fault.New(fault.ExitNoSuch, "a login launches one", "%s has no container", c.called(ref))
 }
 
 // latest returns ref's live session, or the one that ended last. Of several

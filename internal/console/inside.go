@@ -17,7 +17,8 @@ import (
 // with its user's voice, a package from the internet, too, and the project's
 // members: it can neither add a key nor touch another project.
 var insiders = []string{
-	"container list", "container-list", "container show", "container retire", "container keep", "project list", "project show",
+	"container list", "container-list", "container show", "container retire", "container keep", "container stats",
+	"project list", "project show",
 	"gpu list", "events", "whoami", "limits",
 }
 

@@ -241,7 +241,7 @@ func (c *call) complete(l leaf) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		case strings.Contains(next, "USER"):
 			return c.userNames(), cobra.ShellCompDirectiveNoFileComp
-		case next == "NAME":
+		case strings.Trim(next, "[]") == "NAME":
 			return c.projectNames(), cobra.ShellCompDirectiveNoFileComp
 		}
 		return nil, cobra.ShellCompDirectiveNoFileComp
