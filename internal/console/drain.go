@@ -155,9 +155,10 @@ type broadcastJSON struct {
 // broadcast is the command that speaks to everybody, for admins.
 func (c *call) broadcast() *cobra.Command {
 	return c.leaf(leaf{
-		use:     "broadcast TEXT…",
-		short:   "Show a line on all terminals that are logged in",
-		long:    "It is shown between two lines of what runs there; full-screen programs are redrawn.",
+		use:   "broadcast TEXT…",
+		short: "Show a line on all terminals that are logged in",
+		long: "It is shown between two lines of what runs there; full-screen programs are redrawn.\n" +
+			"Who watches something at the console reads it there.",
 		example: `ds01 broadcast "the machine restarts at 18:00, please save your work"`,
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
@@ -168,7 +169,8 @@ func (c *call) broadcast() *cobra.Command {
 			if text == "" {
 				return usage("broadcast: TEXT is missing", "broadcast --help")
 			}
-			n := c.Sessions.Announce(fmt.Sprintf("ds01: message from %s: %s", c.caller.name(), text))
+			line := fmt.Sprintf("ds01: message from %s: %s", c.caller.name(), text)
+			n := c.Sessions.Announce(line) + c.screens.announce(line, c.screen)
 			c.record("broadcast", text)
 			return c.say(broadcastJSON{text, n}, "told %s", count(n, "connection"))
 		},
