@@ -46,6 +46,20 @@ type Runtime interface {
 	// be asked of every session every few seconds, and does not wait for an
 	// engine that hangs.
 	Usage(ctx context.Context, session string) (Usage, error)
+
+	// AgentLog returns what the session's agent has written after since, oldest
+	// first: of more than MaxLog lines, or a mebibyte, the newest. What it says
+	// is not trusted. A session without a container has nothing to say.
+	AgentLog(ctx context.Context, session string, since time.Time) ([]Line, error)
+}
+
+// MaxLog is how many lines AgentLog returns at most.
+const MaxLog = 1000
+
+// A Line is one that an agent has written.
+type Line struct {
+	At   time.Time
+	Text string // without its end; anything may be in it
 }
 
 // A Container is a running session's inside. Everything that is asked of it

@@ -38,12 +38,25 @@ func (u Usage) Cores(before Usage) float64 {
 // Usage returns what the container of a live session uses. Of one that is being
 // launched, or not known to run, nobody can say.
 func (m *Manager) Usage(ctx context.Context, session string) (Usage, error) {
-	m.mu.Lock()
-	s := m.lives[session]
-	up := s != nil && s.container != nil
-	m.mu.Unlock()
-	if !up {
+	if !m.isUp(session) {
 		return Usage{}, fmt.Errorf("session %s has no container that runs", session)
 	}
 	return m.Runtime.Usage(ctx, session)
+}
+
+// AgentLog returns what a live session's agent has written after since, as Runtime.AgentLog
+// does.
+func (m *Manager) AgentLog(ctx context.Context, session string, since time.Time) ([]Line, error) {
+	if !m.isUp(session) {
+		return nil, nil
+	}
+	return m.Runtime.AgentLog(ctx, session, since)
+}
+
+// isUp reports whether session has a container that is known to run.
+func (m *Manager) isUp(session string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.lives[session]
+	return s != nil && s.container != nil
 }

@@ -48,6 +48,7 @@ type Filter struct {
 	Since                  time.Time // at this time or later
 	Project, User, Session string
 	Concerns               string // a user: what they did, and what happened to their projects
+	After                  int64  // an ID: what came later
 	Limit                  int    // the newest so many
 }
 
@@ -59,7 +60,7 @@ func Events(ctx context.Context, d *sql.DB, f Filter) ([]Event, error) {
 	rows, err := d.QueryContext(ctx, `SELECT id, at, kind, user, project, session, detail FROM events
 		WHERE at >= ?1 AND ?2 IN ('', project) AND ?3 IN ('', user) AND ?4 IN ('', session)
 		AND (?5 IN ('', user) OR substr(project, 1, length(?5) + 1) = ?5 || '.')
-		ORDER BY id DESC LIMIT ?6`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Concerns, f.Limit)
+		AND id > ?6 ORDER BY id DESC LIMIT ?7`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Concerns, f.After, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("list events: %w", err)
 	}

@@ -27,6 +27,8 @@ type box struct {
 	mute  bool                  // guarded by engine.mu, as is
 	usage func() sessions.Usage // what Use has been given, or nil
 
+	said []sessions.Line // by its agent; guarded so, too
+
 	mu     sync.Mutex
 	dead   bool
 	reason string

@@ -58,6 +58,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"death ends its processes", deathEndsProcesses},
 		{"watch", watch},
 		{"usage", usage},
+		{"log", agentLog},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}

@@ -36,6 +36,31 @@ func (f *Fake) Usage(ctx context.Context, session string) (sessions.Usage, error
 	return b.used(), nil
 }
 
+// Say has a session's agent write text now.
+func (f *Fake) Say(session, text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	b := f.boxes[session]
+	b.said = append(b.said, sessions.Line{At: time.Now(), Text: text})
+}
+
+// AgentLog implements sessions.Runtime.
+func (f *Fake) AgentLog(ctx context.Context, session string, since time.Time) (lines []sessions.Line, err error) {
+	if err := f.ask(ctx, session, ""); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if b := f.boxes[session]; b != nil {
+		for _, l := range b.said {
+			if l.At.After(since) {
+				lines = append(lines, l)
+			}
+		}
+	}
+	return lines[max(0, len(lines)-sessions.MaxLog):], nil
+}
+
 // used adds up what the box's processes use.
 func (b *box) used() sessions.Usage {
 	b.mu.Lock()
@@ -113,6 +138,19 @@ func usage(t *testing.T, s Subject) {
 	for _, session := range []string{spec.Session, "nosuchsession"} {
 		if u, err := s.Runtime.Usage(t.Context(), session); err == nil {
 			t.Errorf("Usage of a session without a container = %+v", u)
+		}
+	}
+}
+
+// agentLog checks Runtime.AgentLog: an agent that is well says nothing, and one that is
+// gone neither.
+func agentLog(t *testing.T, s Subject) {
+	spec := Spec(t, s.Image)
+	c := Launch(t, s.Runtime, spec)
+	Output(t, c, "echo out; echo err >&2") // goes to who asked for it, and nowhere else
+	for _, session := range []string{spec.Session, "nosuchsession"} {
+		if lines, err := s.Runtime.AgentLog(t.Context(), session, time.Time{}); err != nil || len(lines) > 0 {
+			t.Errorf("AgentLog of session %s = %+v, %v", session, lines, err)
 		}
 	}
 }
