@@ -128,7 +128,7 @@ func leaves(cmd *cobra.Command) (paths []string) {
 // Another's project and none at all are told in the same words.
 func TestOthersProjectsDoNotExist(t *testing.T) {
 	b := backend(t)
-	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "project members ", "project share --read-only bob ", "project unshare bob ", "container show ", "container retire ", "container stats "} {
+	for _, command := range []string{"project show ", "project set --gpus 0 ", "project delete ", "project members ", "project share --read-only bob ", "project unshare bob ", "container show ", "container retire ", "container stats ", "container logs "} {
 		_, theirs, exit1 := do(t, b, bob, command+"alice.thesis")
 		_, none, exit2 := do(t, b, bob, command+"alice.nothing")
 		if exit1 != exit2 || theirs != strings.ReplaceAll(none, "nothing", "thesis") {
@@ -219,7 +219,7 @@ func TestJSONIsStable(t *testing.T) {
 	}
 	for _, line := range []string{
 		"user add dave", "user show dave", "user disable dave", "user enable dave", "key add dave -", "project create dave.x",
-		"project show dave.x", "project set dave.x --gpus 0", "project delete dave.x", "user remove dave", "drain on", "drain show", "drain off", "broadcast hello", "container show alice.thesis", "container retire alice.thesis",
+		"project show dave.x", "project set dave.x --gpus 0", "project delete dave.x", "user remove dave", "drain on", "drain show", "drain off", "broadcast hello", "container show alice.thesis", "container logs alice.thesis", "container retire alice.thesis",
 	} {
 		if got := ok(t, b, root, line+" --json"); !json.Valid([]byte(got)) {
 			t.Errorf("%s: %q", line, got)

@@ -58,7 +58,7 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 func (c *call) containers() *cobra.Command {
 	cmd := Parent("container", "List, keep and retire running containers",
 		"A project's container is launched by the first login and retired when it is idle.\nWhat is in /workspace stays.")
-	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep(), c.containerStats())
+	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep(), c.containerStats(), c.containerLogs())
 	return cmd
 }
 

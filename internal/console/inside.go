@@ -17,7 +17,7 @@ import (
 // with its user's voice, a package from the internet, too, and the project's
 // members: it can neither add a key nor touch another project.
 var insiders = []string{
-	"container list", "container-list", "container show", "container retire", "container keep", "container stats",
+	"container list", "container-list", "container show", "container retire", "container keep", "container stats", "container logs",
 	"project list", "project show",
 	"gpu list", "events", "whoami", "limits",
 }

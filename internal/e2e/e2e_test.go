@@ -77,7 +77,7 @@ func prepare(dir string) error {
 	}
 	for _, tool := range []string{
 		"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "plink", "puttygen", "dbclient", "lftp", "sshfs",
-		"rclone", "ansible-playbook", "node", "Xvfb", "xauth",
+		"rclone", "ansible-playbook", "node", "Xvfb", "xauth", "script",
 	} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err
