@@ -153,6 +153,8 @@ var printing = []struct {
 	{"container-list", "--all", []sessionJSON{}},
 	{"container show", "alice.thesis", sessionJSON{}},
 	{"container keep", "alice.thesis 1h", sessionJSON{}},
+	{"container stats", "alice.thesis", []statsJSON{}},
+	{"container logs", "alice.thesis", []entryJSON{}},
 	{"container retire", "alice.notes", projectJSON{}},
 	{"image delete", "alice.notes", removedJSON{}},
 	{"drain on", "--reason update", drainJSON{}},
