@@ -6,6 +6,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -29,6 +30,8 @@ type Caller struct {
 	Inside *sessions.Ref // the project in whose container they ask, or nil
 	Door   string        // how they came in, for themselves to read: "over ssh"
 	Key    string        // fingerprint of the key that they proved, or ""
+
+	by string // the admin who acts for User (--user), or ""
 }
 
 // CallerFor returns the caller that a door has found to be u.
@@ -37,11 +40,12 @@ func CallerFor(u keys.User) Caller {
 }
 
 // name is who did it, for events and reasons.
-func (c Caller) name() string {
-	if c.User == "" {
-		return "root"
-	}
-	return c.User
+func (c Caller) name() string { return cmp.Or(c.by, c.User, "root") }
+
+// forUser is c, an admin, acting as u would: what u may do, and what is u's.
+func (c Caller) forUser(u keys.User) Caller {
+	c.by, c.User, c.Admin = c.name(), u.Name, false
+	return c
 }
 
 // A Backend is what commands work on.
@@ -100,6 +104,7 @@ type call struct {
 	ctx    context.Context
 	caller Caller
 	json   bool
+	user   string  // --user
 	screen *screen // the caller's terminal, or nil
 }
 

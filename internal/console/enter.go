@@ -31,6 +31,8 @@ var errNobody = fault.New(fault.ExitUsage, "log in with ssh as somebody who has 
 // enter opens a shell in p, and returns its exit status. p is as found for the
 // caller.
 func (c *call) enter(p sessions.Project) (exit int, err error) {
+	c.screen.lend(func(string) {}) // the shell's terminal is told with all others of its session
+	defer c.screen.lend(nil)
 	ended, err := c.Terminal.Enter(p)
 	if err != nil || ended.Signal == "" {
 		return ended.Code, err

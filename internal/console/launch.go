@@ -62,6 +62,8 @@ func (c *call) launchOpen(name string, wait bool) error {
 		return fault.New(fault.ExitUsage, "over ssh, ask for one with -t", "--open needs a terminal")
 	case c.json:
 		return usage("--open has nothing to print as JSON", "project launch --help")
+	case c.caller.by != "": // a shell is its user's alone
+		return fault.New(fault.ExitDenied, "leave --open out to launch it for them", "nobody may enter a container for somebody else")
 	case c.caller.User == "":
 		return errNobody
 	}

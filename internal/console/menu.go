@@ -88,6 +88,8 @@ func (m *menu) choose() (open *sessions.Project, err error) {
 	m.columns, m.rows, m.open, m.ask = int(size.Columns), int(size.Rows), nil, ""
 	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(keys), tea.WithOutput(c.Stdout), tea.WithoutSignals(),
 		tea.WithWindowSize(m.columns, m.rows), tea.WithEnvironment(terminalEnv(c.Term)))
+	c.screen.lend(func(line string) { p.Send(menuSaid(line)) })
+	defer c.screen.lend(nil)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	tea "charm.land/bubbletea/v2"
 
@@ -164,13 +166,18 @@ func TestMenuOrHelp(t *testing.T) {
 	}
 }
 
+func openOn(t *testing.T, b *Backend, caller Caller, args string, term *Terminal) (said string, exit int) {
+	t.Helper()
+	var out bytes.Buffer
+	exit = b.Run(t.Context(), caller, strings.Fields("project launch --open "+args), IO{Stdout: &out, Stderr: &out, TTY: term != nil, Terminal: term})
+	return out.String(), exit
+}
+
 // --open enters as the person who asks, for whatever the project is to them.
 func TestLaunchOpen(t *testing.T) {
 	b := backend(t)
 	open := func(caller Caller, args string, term *Terminal) (said string, exit int) {
-		var out bytes.Buffer
-		exit = b.Run(t.Context(), caller, strings.Fields("project launch --open "+args), IO{Stdout: &out, Stderr: &out, TTY: term != nil, Terminal: term})
-		return out.String(), exit
+		return openOn(t, b, caller, args, term)
 	}
 	var entered []string
 	if said, exit := open(alice, "notes", keyboard(t, "", &entered)); exit != 129 || strings.Join(entered, ";") != "alice in alice.notes" {
@@ -195,5 +202,53 @@ func TestLaunchOpen(t *testing.T) {
 	}
 	if said, exit := open(alice, "notes", nil); exit != fault.ExitUsage || !strings.Contains(said, "--open needs a terminal") {
 		t.Errorf("no terminal: exit %d: %s", exit, said)
+	}
+}
+
+// A message to everybody stands in the list, and not over it.
+func TestMenuTellsMessages(t *testing.T) {
+	b := backend(t)
+	keys, press := io.Pipe()
+	shown := &buffer{}
+	term := keyboard(t, "", new([]string))
+	term.Keys = func() (io.Reader, <-chan sessions.Size, func()) { return keys, nil, func() {} }
+	done := make(chan int, 1)
+	go func() {
+		done <- b.Run(t.Context(), alice, nil, IO{Stdin: strings.NewReader(""), Stdout: shown, Stderr: shown, TTY: true, ErrTTY: true, Term: "xterm", Columns: 80, Rows: 24, Terminal: term})
+	}()
+	shown.await(t, "thesis")
+	ok(t, b, root, "broadcast --json at-ten-the-power-goes")
+	shown.await(t, "at-ten-the-power-goes")
+	_, _ = io.WriteString(press, "q")
+	if exit := <-done; exit != 0 {
+		t.Errorf("exit %d: %q", exit, shown.String())
+	}
+}
+
+// A buffer is a bytes.Buffer for several goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// await waits until text has been written.
+func (b *buffer) await(t *testing.T, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(b.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %q in %q", text, b.String())
+		}
 	}
 }

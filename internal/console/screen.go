@@ -23,8 +23,9 @@ type screen struct {
 
 	mu    sync.Mutex // held while writing, so perhaps as long as the caller likes
 	w     io.Writer
-	block []byte // what stands at the end and is drawn again, or nil
-	begun bool   // the last line has no end yet
+	block []byte            // what stands at the end and is drawn again, or nil
+	begun bool              // the last line has no end yet
+	lent  func(line string) // takes messages, while another draws on all of the screen; or nil
 }
 
 // screens are the terminals at the console at this moment.
@@ -80,6 +81,17 @@ func (all *screens) announce(line string, but *screen) (n int) {
 	return n
 }
 
+// lend has f take messages, for whoever draws on all of the screen; nil takes it
+// back. Without a screen it does nothing.
+func (s *screen) lend(f func(line string)) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lent = f
+}
+
 // Write writes below whatever stood there.
 func (s *screen) Write(p []byte) (int, error) {
 	s.mu.Lock()
@@ -130,6 +142,11 @@ func (s *screen) clip(block []byte) []byte {
 // container the gateway has shown it already, and only a block needs it again.
 func (s *screen) tell(line string) {
 	s.mu.Lock()
+	if lent := s.lent; lent != nil {
+		s.mu.Unlock() // it may wait for who writes
+		lent(line)
+		return
+	}
 	defer s.mu.Unlock()
 	if s.inside && s.block == nil {
 		return

@@ -35,6 +35,7 @@ func (c *call) tree() *cobra.Command {
 		return others(cmd, args)
 	}
 	root.SilenceErrors, root.SilenceUsage = true, true
+	root.PersistentFlags().StringVar(&c.user, "user", "", "do it as this user would (admins)")
 	root.SetFlagErrorFunc(flagError)
 	root.AddGroup(
 		&cobra.Group{ID: everybody, Title: "Commands:"},
@@ -134,12 +135,33 @@ func (c *call) leaf(l leaf) *cobra.Command {
 					args = []string{in.Name}
 				}
 			}
+			if c.user != "" {
+				if err := c.actFor(c.user, l, path(cmd)); err != nil {
+					return err
+				}
+			}
 			if l.admin && !c.caller.Admin {
 				return fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this")
 			}
 			return l.run(cmd, args)
 		},
 	}
+}
+
+// actFor has the caller, who must be an admin, act for user from here on.
+func (c *call) actFor(user string, l leaf, typed string) error {
+	switch {
+	case !c.caller.Admin:
+		return fault.New(fault.ExitDenied, "leave --user out to do it for yourself", "only an administrator may act for somebody else")
+	case l.admin:
+		return usage("--user is for what people do themselves", typed+" --help")
+	}
+	u, err := c.Keys.User(c.ctx, user)
+	if err != nil {
+		return c.explainUser(err, user)
+	}
+	c.caller = c.caller.forUser(u)
+	return nil
 }
 
 // namesProject reports whether a command's first word is a project's name, which
