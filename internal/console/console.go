@@ -117,7 +117,8 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	}
 	c := &call{Backend: b, IO: streams, ctx: ctx, caller: caller}
 	if streams.TTY {
-		c.screen = &screen{w: streams.Stdout, rows: streams.Rows, redraws: streams.obeys() && streams.Columns > 0, inside: caller.Inside != nil}
+		c.screen = &screen{w: streams.Stdout, rows: streams.Rows, redraws: streams.obeys() && streams.Columns > 0}
+		c.screen.elsewhere.Store(caller.Inside != nil)
 		c.Stdout = c.screen
 		defer b.screens.add(c.screen)()
 	}

@@ -31,8 +31,10 @@ var errNobody = fault.New(fault.ExitUsage, "log in with ssh as somebody who has 
 // enter opens a shell in p, and returns its exit status. p is as found for the
 // caller.
 func (c *call) enter(p sessions.Project) (exit int, err error) {
-	c.screen.lend(func(string) {}) // the shell's terminal is told with all others of its session
-	defer c.screen.lend(nil)
+	if c.screen != nil {
+		c.screen.elsewhere.Store(true)
+		defer c.screen.elsewhere.Store(false)
+	}
 	ended, err := c.Terminal.Enter(p)
 	if err != nil || ended.Signal == "" {
 		return ended.Code, err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // A screen is the terminal of somebody at the console. Commands write to it as
@@ -15,7 +16,8 @@ import (
 type screen struct {
 	rows    int
 	redraws bool // whether it obeys escapes
-	inside  bool // a container's, where the message comes another way
+
+	elsewhere atomic.Bool // the message comes another way: to a container's terminals
 
 	notices chan string // holds some; what is too much is lost
 	stop    chan struct{}
@@ -70,7 +72,7 @@ func (all *screens) announce(line string, but *screen) (n int) {
 		if s == but {
 			continue
 		}
-		if !s.inside {
+		if !s.elsewhere.Load() {
 			n++
 		}
 		select {
@@ -148,7 +150,7 @@ func (s *screen) tell(line string) {
 		return
 	}
 	defer s.mu.Unlock()
-	if s.inside && s.block == nil {
+	if s.elsewhere.Load() && s.block == nil {
 		return
 	}
 	text := []byte(plain(line) + "\n")

@@ -40,7 +40,8 @@ func TestScreen(t *testing.T) {
 	s = &screen{w: &out}
 	s.tell("third")
 	expect("at a dumb terminal", "third\n")
-	s = &screen{w: &out, redraws: true, inside: true}
+	s = &screen{w: &out, redraws: true}
+	s.elsewhere.Store(true)
 	s.tell("fourth")
 	expect("in a container, where the gateway has shown it", "")
 	s.redraw([]byte("one\n"))
