@@ -56,7 +56,7 @@ type Request struct {
 }
 
 // Lend gives r.Session that many of devices, those with the lowest index that
-// nobody holds, and returns them. The session must be in the database and have
+// are fit and that nobody holds, and returns them. The session must be in the database and have
 // had no devices before. The lease holds once tx is committed. With
 // ErrNeverFits, *OverLimit or ErrNoneFree, tried in this order, nothing was
 // lent and tx can still be used; after any other error roll it back.
@@ -87,9 +87,9 @@ func lend(ctx context.Context, tx *sql.Tx, devices []Device, r Request) ([]Devic
 			owned++
 		}
 	}
-	// A partitioned device cannot be lent whole.
-	usable := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.MIG })
-	free := slices.DeleteFunc(slices.Clone(usable), func(d Device) bool { return holder[d.UUID] != "" })
+	// A partitioned device cannot be lent whole, nor an instance for one.
+	usable := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.MIG || d.Profile != "" })
+	free := slices.DeleteFunc(slices.Clone(usable), func(d Device) bool { return holder[d.UUID] != "" || d.State != Fit })
 	switch {
 	case r.Count > len(usable):
 		return nil, ErrNeverFits

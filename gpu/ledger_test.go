@@ -70,6 +70,9 @@ func TestLend(t *testing.T) {
 	four := devices(4)
 	mig := devices(4)
 	mig[0].MIG = true
+	unfit := devices(4)
+	unfit[0].State, unfit[2].State = Unhealthy, Settling
+	cut, _ := SimulatedMIG{Simulated: 4, Profiles: []string{"3g.20gb", "1g.5gb"}}.Devices(t.Context())
 	shuffled := []Device{four[3], four[0], four[2], four[1]}
 
 	// Before each: bob's session b holds device 1.
@@ -90,6 +93,11 @@ func TestLend(t *testing.T) {
 		{"partitioned are skipped", mig, Request{Count: 1, Limit: 9}, []int{2}, nil},
 		{"partitioned are never free", mig, Request{Count: 3, Limit: 9}, nil, ErrNoneFree},
 		{"partitioned do not count", mig, Request{Count: 4, Limit: 9}, nil, ErrNeverFits},
+		{"instances are no GPUs", cut, Request{Count: 4, Limit: 9}, nil, ErrNeverFits},
+		{"instances are not lent for GPUs", cut, Request{Count: 2, Limit: 9}, []int{0, 2}, nil},
+		{"unfit are skipped", unfit, Request{Count: 1, Limit: 9}, []int{3}, nil},
+		{"unfit are never free", unfit, Request{Count: 2, Limit: 9}, nil, ErrNoneFree},
+		{"unfit may be fit again", unfit, Request{Count: 4, Limit: 9}, nil, ErrNoneFree},
 		{"up to the limit", four, Request{Count: 2, Limit: 2}, []int{0, 2}, nil},
 		{"over the limit", four, Request{Count: 2, Limit: 1}, nil, &OverLimit{2, 0, 1}},
 		{"limit counts what is held", four, Request{Owner: "bob", Count: 2, Limit: 2}, nil, &OverLimit{2, 1, 2}},
@@ -253,15 +261,5 @@ func TestOneHolderPerGPU(t *testing.T) {
 	})
 	if !db.IsUnique(err) {
 		t.Errorf("a second holder: %v", err)
-	}
-}
-
-func TestProbes(t *testing.T) {
-	list, err := Simulated(2).Devices(t.Context())
-	if err != nil || len(list) != 2 || list[0].UUID == list[1].UUID || !list[1].Simulated || list[1].Index != 1 {
-		t.Errorf("simulated: %+v, %v", list, err)
-	}
-	if list, err := (None{}).Devices(t.Context()); err != nil || len(list) != 0 {
-		t.Errorf("none: %v, %v", list, err)
 	}
 }

@@ -32,6 +32,7 @@ func TestLedgerAgainstModel(t *testing.T) {
 			"abandon": m.abandon,
 			"release": m.release,
 			"vanish":  m.vanish,
+			"health":  m.health,
 		})
 	})
 }
@@ -63,7 +64,7 @@ func (m *model) expect(r Request) (lent []int, err error) {
 			continue
 		}
 		exist++
-		if _, taken := m.holder[d.UUID]; !taken && len(lent) < r.Count {
+		if _, taken := m.holder[d.UUID]; !taken && d.State == Fit && len(lent) < r.Count {
 			lent = append(lent, d.Index)
 		}
 	}
@@ -140,6 +141,17 @@ func (m *model) vanish(rt *rapid.T) {
 	i := rapid.IntRange(0, len(m.devices)-1).Draw(rt, "vanished")
 	m.gone = []Device{m.devices[i]}
 	m.devices = slices.Delete(slices.Clone(m.devices), i, i+1)
+}
+
+// health has a device become unfit for lending, or fit again. Who holds it goes
+// on holding it.
+func (m *model) health(rt *rapid.T) {
+	if len(m.devices) == 0 {
+		return
+	}
+	i := rapid.IntRange(0, len(m.devices)-1).Draw(rt, "device")
+	m.devices = slices.Clone(m.devices)
+	m.devices[i].State = rapid.SampledFrom([]State{Fit, Unhealthy, BusyElsewhere, Settling}).Draw(rt, "state")
 }
 
 func (m *model) compare(rt *rapid.T) {
