@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -99,7 +100,7 @@ func (ch *channel) create(name string) (sessions.Project, error) {
 	}
 	p, err := s.Sessions.Create(ch.ctx, user.Name, sessions.Project{
 		Ref:  sessions.Ref{Owner: user.Name, Name: name},
-		GPUs: min(1, s.Config().Policy(user.Role, user.Name).GPUs),
+		GPUs: int(min(1, s.Config().Policy(user.Role, user.Name).GPUs)),
 
 		Start: sessions.Start{Furnish: true},
 	})
@@ -168,15 +169,22 @@ func (ch *channel) keep(b []byte) {
 }
 
 // attach returns the connection's hold on p's session, and shows a person how
-// it comes about. Ctrl-C leaves; the launch goes on for whoever comes next.
+// it comes about. Ctrl-C leaves; a launch goes on for whoever comes next, the
+// place in line for a GPU does not. There, c goes on without one.
 func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
 	h := ch.conn.hold(p, isTransfer(ch.cmd))
+	defer h.letGo()
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()
 	typed := ch.typed
+	var patience <-chan time.Time
 	for {
 		step, moved := h.now()
+		queued := step.Name == sessions.StepQueued
+		if queued && patience == nil && !ch.pty {
+			patience = time.After(time.Duration(ch.conn.s.Config().Patience))
+		}
 		show.set(step)
 		select {
 		case <-h.done:
@@ -189,15 +197,23 @@ func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
 		case <-moved:
 		case <-show.tick:
 			show.turn()
+		case <-patience:
+			if queued { // else it is being launched by now
+				return nil, outOfPatience(p, ch.conn.s.Config(), step)
+			}
 		case b, ok := <-typed:
 			switch {
 			case !ok:
 				typed = nil
 				if ch.shell && len(ch.kept) == 0 { // nobody can ever type into this shell
-					return nil, leftEarly(p)
+					return nil, leftEarly(p, queued)
 				}
 			case strings.IndexByte(string(b), ctrlC) >= 0:
-				return nil, leftEarly(p)
+				return nil, leftEarly(p, queued)
+			case queued: // keys are for the line, not for a shell that may be hours away
+				if strings.ContainsAny(string(b), "cC") {
+					ch.conn.s.Sessions.GoOnWithout(p)
+				}
 			default:
 				ch.keep(b)
 			}
@@ -207,14 +223,27 @@ func (ch *channel) attach(p sessions.Project) (*sessions.Attachment, error) {
 	}
 }
 
-func leftEarly(p sessions.Project) error {
+func leftEarly(p sessions.Project, queued bool) error {
+	if queued {
+		return fault.New(exitInterrupted, "come back within two minutes and you have your place again", "you left the line for a GPU")
+	}
 	return fault.New(exitInterrupted, "log in again to use it", "you left while %s was starting; it goes on", p.Name)
+}
+
+// outOfPatience is the end of a login in line for a GPU that no person watches.
+func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) error {
+	return fault.New(fault.ExitLater,
+		fmt.Sprintf("wait for one: ssh %s@… project launch %s --wait; or go on without: ssh %s+cpu@…", cfg.ControlName, p.Name, p.Name),
+		"no GPU came free within %s: %s", cfg.Patience, step.Detail)
 }
 
 // greet tells a person with a shell where they are: up to four lines after a
 // launch, one if the session was there, one while the machine is drained, and one
 // if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
+	if differs := h.att.Differs(); differs != "" {
+		ch.print("ds01: " + differs)
+	}
 	if !ch.pty {
 		return
 	}
@@ -237,7 +266,11 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 		ch.print(fmt.Sprintf("ds01: %s, up %s, %s", p.Name, age(time.Since(a.Session.Launched)), gpus))
 		return
 	}
-	ch.print(fmt.Sprintf("ds01: %s started in %.1f s, with %s", p.Name, a.Took.Seconds(), gpus))
+	after := ""
+	if a.InLine > 0 {
+		after = fmt.Sprintf(" after %s in line", age(a.InLine))
+	}
+	ch.print(fmt.Sprintf("ds01: %s started in %.1f s%s, with %s", p.Name, (a.Took - a.InLine).Seconds(), after, gpus))
 	if a.Session.ReadOnly {
 		ch.print(fmt.Sprintf("ds01: image %s; you may read what is in /workspace; what you write elsewhere is not kept", a.Session.Image))
 	} else {

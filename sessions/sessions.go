@@ -31,12 +31,14 @@ type Project struct {
 	Ref
 	Image   string // "" means the role's or the site's
 	GPUs    int    // how many a session of it gets
+	Profile string // of the one MIG instance that it gets in the place of GPUs, or ""
 	Created time.Time
 
 	// User is who Find or Projects has looked for it for, or "", and ReadOnly
 	// whether they may only read it.
 	User     string
 	ReadOnly bool
+	Once     *gpu.Want // what this login asks for, if not what the project does
 
 	Start Start // what Create puts into its new workspace
 
@@ -114,6 +116,7 @@ type Manager struct {
 	work   sync.WaitGroup // every goroutine but the writer
 	writer *writer
 	wake   chan struct{} // asks for a reconciliation; holds one
+	usher  chan struct{} // asks for a look at the line; holds one
 
 	builds builds
 
@@ -129,6 +132,7 @@ type Manager struct {
 	away    chan struct{}    // closed while lost
 	unready error            // why nothing may be launched now, or nil
 	drain   *Drain           // why nothing shall be launched, or nil
+	doubt   bool             // whether somebody may have been served without being told
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life
@@ -151,15 +155,21 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
-	m.wake, m.away = make(chan struct{}, 1), make(chan struct{})
+	m.wake, m.usher, m.away = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)
+	if err := m.writer.now(m.Ledger.Disperse); err != nil {
+		m.stop(errClosed)
+		m.writer.close()
+		return err
+	}
 
 	if err := m.reconcile(ctx); err != nil {
 		m.Log.Warn("no session can be launched yet", "err", err)
 		m.wake <- struct{}{}
 	}
 	m.spawn(m.reconciler)
+	m.spawn(m.ushers)
 	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
 	return context.Cause(ctx)
 }

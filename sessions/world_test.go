@@ -53,6 +53,12 @@ func (p *probe) fail(err error) {
 	p.err = err
 }
 
+func (p *probe) set(devices []gpu.Device) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.devices = devices
+}
+
 // newWorld starts a Manager with the default limits, as change has them.
 func newWorld(t *testing.T, change ...func(*config.Config)) *world {
 	t.Helper()

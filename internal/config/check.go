@@ -194,14 +194,15 @@ func (k *checker) limits(under string, l Limits) {
 		value int
 		most  int
 	}{
-		{"gpus", l.GPUs, 1024},
 		{"sessions", l.Sessions, 10000},
 		{"pids", l.Pids, 1 << 22},     // the kernel's PID_MAX_LIMIT
 		{"nofile", l.NoFile, 1 << 20}, // the kernel's default fs.nr_open
 	} {
 		k.must(n.value >= 0 && n.value <= n.most, under+"."+n.key, "%d is not 0 to %d", n.value, n.most)
 	}
-	k.must(l.CPUs >= 0 && l.CPUs <= 4096, under+".cpus", "%v is not 0 to 4096", l.CPUs) // NaN is neither
+	k.must(l.GPUs >= 0 && l.GPUs <= 1024, under+".gpus", "%v is not 0 to 1024", l.GPUs) // NaN is neither
+	k.must(l.Weight > 0 && l.Weight <= 1000, under+".weight", "%v is not more than 0 and at most 1000", l.Weight)
+	k.must(l.CPUs >= 0 && l.CPUs <= 4096, under+".cpus", "%v is not 0 to 4096", l.CPUs)
 	k.must(l.Memory == 0 || l.Memory >= 16<<20, under+".memory", "%s is less than 16MiB; 0 is no limit", l.Memory)
 }
 

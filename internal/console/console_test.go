@@ -52,7 +52,7 @@ func backend(t *testing.T) *Backend {
 	cfg := config.Default()
 	cfg.Workspaces = dir + "/ws/{owner}/{project}"
 	cfg.Homes = dir + "/homes/{user}"
-	cfg.Roles["guest"] = config.Overlay{GPUs: new(0)}
+	cfg.Roles["guest"] = config.Overlay{GPUs: new(0.0)}
 	b := &Backend{
 		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), Probe: gpu.Simulated(2), DB: d,
 		Log: slog.New(slog.DiscardHandler), Config: func() *config.Config { return cfg },

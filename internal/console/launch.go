@@ -1,14 +1,11 @@
 package console
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -41,42 +38,34 @@ func (c *call) projectLaunch() *cobra.Command {
 			return c.say(c.sessionJSON(s), "launched %s in %.1f s, with %s", c.called(p.Ref), a.Took.Seconds(), with)
 		},
 	})
-	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait until one is")
+	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait in line for one")
 	return cmd
 }
 
-// waitEvery is how often a launch that waits for a GPU tries again.
-const waitEvery = 2 * time.Second
+// showEvery is how often a line that changes all the time is shown.
+const showEvery = 2 * time.Second
 
 // launch attaches to p's session, launching it if need be, and shows how that
-// goes on. With wait, it tries until there are GPUs for it.
+// goes on. With wait, it waits in line if no GPU is free.
 func (c *call) launch(p sessions.Project, wait bool) (*sessions.Attachment, error) {
+	attach := c.Sessions.AttachNow
+	if wait {
+		attach = c.Sessions.Attach
+	}
 	var shown time.Time
 	var last string
-	show := func(text string, repeats bool) {
-		if text == last || repeats && time.Since(shown) < waitEvery {
+	return attach(c.ctx, p, func(step sessions.Step) {
+		text := doing(step)
+		repeats := step.Name == sessions.StepPulling && time.Since(shown) < showEvery
+		if text == "" || text == last || repeats || step.Name == sessions.StepQueued && !wait {
 			return
 		}
 		shown, last = time.Now(), text
+		if step.Name != sessions.StepQueued {
+			text = "starting " + p.Name + ": " + text
+		}
 		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(text)) // who is gone reads nothing
-	}
-	for {
-		a, err := c.Sessions.Attach(c.ctx, p, func(step sessions.Step) {
-			if text := doing(step); text != "" {
-				show("starting "+p.Name+": "+text, step.Name == sessions.StepPulling)
-			}
-		})
-		f, told := errors.AsType[*fault.Error](err)
-		if err == nil || !wait || !told || f.Exit != fault.ExitNoGPU {
-			return a, err
-		}
-		show("waiting: "+f.Say, false)
-		select {
-		case <-time.After(waitEvery):
-		case <-c.ctx.Done():
-			return nil, context.Cause(c.ctx)
-		}
-	}
+	})
 }
 
 // doing names a step for a person. The steps that take no time are "".
@@ -86,6 +75,7 @@ func doing(step sessions.Step) string {
 		sessions.StepCreating: "making the container",
 		sessions.StepStarted:  "waiting for the container",
 		sessions.StepWaiting:  "waiting",
+		sessions.StepQueued:   "in line for a GPU",
 	}[step.Name]
 	if text != "" && step.Detail != "" {
 		text += ", " + step.Detail

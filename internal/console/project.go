@@ -119,7 +119,7 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 		return c.explainUser(err, p.Owner)
 	}
 	if !gpusGiven {
-		p.GPUs = min(1, c.Config().Policy(u.Role, u.Name).GPUs)
+		p.GPUs = int(min(1, c.Config().Policy(u.Role, u.Name).GPUs))
 	}
 	p, err = c.Sessions.Create(c.ctx, c.caller.name(), p)
 	if err != nil {
