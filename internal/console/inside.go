@@ -18,7 +18,7 @@ import (
 // members: it can neither add a key nor touch another project.
 var insiders = []string{
 	"container list", "container-list", "container show", "container retire", "container keep", "project list", "project show",
-	"gpu list", "events", "whoami", "limits",
+	"gpu list", "queue", "events", "whoami", "limits",
 }
 
 // errInside is a command that is for where people log in from.

@@ -67,6 +67,7 @@ func TestPermissionMatrix(t *testing.T) {
 		"container retire": {"alice.thesis", 0, 0, 0, 5, 0, 4}, // rita, what counts for her
 		"container keep":   {"alice.thesis 1h", 0, 0, 0, 5, 5, 4},
 		"gpu list":         {"", 0, 0, 0, 0, 0, 0},
+		"queue":            {"", 0, 0, 0, 0, 0, 0},
 		"events":           {"", 0, 0, 0, 0, 0, 0},
 		"drain on":         {"--reason maintenance", 0, 0, 5, 5, 5, 5},
 		"drain off":        {"", 0, 0, 5, 5, 5, 5},

@@ -40,7 +40,7 @@ func (c *call) tree() *cobra.Command {
 			root.AddCommand(cmd)
 		}
 	}
-	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.keys(), c.events(), c.containerListAlone())
+	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.queue(), c.keys(), c.events(), c.containerListAlone())
 	add(admins, c.users(), c.debug())
 	add(everybody, c.whoami(), c.limits())
 	add(admins, c.drain(), c.broadcast())
