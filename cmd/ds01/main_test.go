@@ -153,7 +153,7 @@ func TestConfigCheckTellsEveryLine(t *testing.T) {
 	write(t, path, "listen: here\nlimits:\n  gpus: many\n")
 	stdout, stderr, exit := ds01(t, "config", "check", "--config", path)
 	lines := strings.Split(strings.TrimSpace(stderr), "\n")
-	if exit != 1 || stdout != "" || len(lines) != 3 || !strings.HasPrefix(lines[2], path+":3: limits.gpus: want a whole number") {
+	if exit != 1 || stdout != "" || len(lines) != 3 || !strings.HasPrefix(lines[2], path+":3: limits.gpus: want a number") {
 		t.Errorf("exit %d, stdout %q, stderr\n%s", exit, stdout, stderr)
 	}
 	stdout, stderr, exit = ds01(t, "config", "check", "--json", "--config", path)

@@ -1,0 +1,121 @@
+package gateway
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
+)
+
+// taken has alice hold all GPUs, and returns what gives them back. There is a
+// project of mallory's, too.
+func (w *world) taken() (free func()) {
+	w.t.Helper()
+	ref := sessions.Ref{Owner: "alice", Name: "big"}
+	_, err := w.Sessions.Create(w.t.Context(), "alice", sessions.Project{Ref: ref, GPUs: 4})
+	must(w.t, err)
+	exec(w.t, w.dial("alice", "big"), "true")
+	_, err = w.Sessions.Create(w.t.Context(), "mallory", sessions.Project{Ref: sessions.Ref{Owner: "mallory", Name: "art"}, GPUs: 1})
+	must(w.t, err)
+	return func() {
+		w.t.Helper()
+		must(w.t, w.Sessions.Retire(w.t.Context(), ref, "alice", "retired by alice"))
+	}
+}
+
+func quick(c *config.Config, _ *Server) { c.Limits.StopGrace = 0 }
+
+// inLine waits until n wait for a GPU.
+func (w *world) inLine(n int) {
+	w.t.Helper()
+	eventually(w.t, fmt.Sprintf("%d in line", n), func() bool {
+		places, err := w.Sessions.Line(w.t.Context())
+		return err == nil && len(places) == n
+	})
+}
+
+// Who finds no GPU free waits in line, knows where they are, and is in as soon as
+// there is one.
+func TestLineForAGPU(t *testing.T) {
+	w := newWorld(t, manyGPUs, quick)
+	free := w.taken()
+	tty := w.terminal(w.dial("bob", "thesis"), "")
+	tty.shows("ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
+	tty.shows("place 1 of 1, about ")
+	tty.shows("; GPU 0, 1, 2, 3 alice until ")
+	tty.press("ls\n") // for nobody
+	session, out, errs := w.waiting(w.dial("mallory", "art"))
+	eventually(t, "a line on stderr", func() bool { return strings.Contains(errs.String(), "\n") })
+	if !regexp.MustCompile(`^ds01: art waits for a GPU: place 2 of 2, about .*; GPU 0, 1, 2, 3 alice until .* UTC at the latest \(0 s\)\n$`).MatchString(errs.String()) {
+		t.Errorf("stderr %q", errs)
+	}
+	free()
+	tty.shows("ds01: thesis started in ")
+	tty.shows(" in line, with GPU 0 (")
+	tty.press("exit 7\n")
+	if r := tty.ends(); r.exit != 7 || strings.Contains(r.out, "ls\r\n") {
+		t.Errorf("terminal: %v", r)
+	}
+	if r := wait(t, session, out, errs); r.out != "mine\n" || r.exit != 0 {
+		t.Errorf("without a terminal: %v", r)
+	}
+}
+
+// waiting begins a command that will have to wait.
+func (w *world) waiting(client *gossh.Client) (session *gossh.Session, out, errs *logBuffer) {
+	w.t.Helper()
+	session, err := client.NewSession()
+	must(w.t, err)
+	out, errs = &logBuffer{}, &logBuffer{}
+	session.Stdout, session.Stderr = out, errs
+	must(w.t, session.Start("echo mine"))
+	return session, out, errs
+}
+
+// The line is left with Ctrl-C, with the connection, and after a while without a
+// terminal; a copy never waits in it, and who has enough goes on without a GPU.
+func TestLeaveTheLine(t *testing.T) {
+	w := newWorld(t, manyGPUs, quick, func(c *config.Config, _ *Server) { c.Patience = config.Duration(50 * time.Millisecond) })
+	w.taken()
+	client := w.dial("bob", "thesis")
+	tty := w.terminal(client, "")
+	tty.shows("place 1 of 1")
+	tty.press("x\x03")
+	if r := tty.ends(); r.exit != 130 || !strings.HasSuffix(r.out, "ds01: you left the line for a GPU\r\nds01: come back within two minutes and you have your place again\r\n") {
+		t.Errorf("Ctrl-C: %v", r)
+	}
+	w.inLine(0) // though the connection is still there
+
+	r := exec(t, client, "true")
+	if r.exit != 75 || r.out != "" || !regexp.MustCompile(`\nds01: no GPU came free within 50ms: place 1 of 1, .*\n`+
+		`ds01: wait for one: ssh ds01@… project launch thesis --wait; or go on without: ssh thesis\+cpu@…\n$`).MatchString(r.errs) {
+		t.Errorf("out of patience: %v", r)
+	}
+	w.inLine(0)
+	if _, err := client.Dial("tcp", "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "no GPU came free") {
+		t.Errorf("a forward: %v", err)
+	}
+
+	other := w.dial("mallory", "art")
+	w.terminal(other, "").shows("place 1 of 1")
+	must(t, other.Close())
+	w.inLine(0)
+
+	tty = w.terminal(client, "")
+	tty.shows("place 1 of 1")
+	if r := exec(t, client, "scp -t ."); r.exit == 75 || strings.Contains(r.errs, "waits for a GPU") {
+		t.Errorf("a copy waits: %v", r)
+	}
+	tty.press("c")
+	tty.shows("with no GPU")
+	tty.press("exit 8\n")
+	if r := tty.ends(); r.exit != 8 {
+		t.Errorf("without a GPU: %v", r)
+	}
+}
