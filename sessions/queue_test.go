@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -237,13 +238,13 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 		w.gpus.fail(errors.New("NVML does not answer"))
 		time.Sleep(time.Minute)
 		w.gpus.fail(nil)
-		devices := w.gpus.devices
+		devices := slices.Clone(w.gpus.devices)
 		devices[4].State = gpu.Fit
 		w.gpus.set(append(devices, gpu.Device{Index: 5, UUID: "GPU-5"}))
 		time.Sleep(10 * time.Second)
 		one.tells(t, "a device is fit again", "GPU 4")
 		two.tells(t, "over their limit", "queued place 1 of 1")
-		w.cfg.Users["alice"] = config.Overlay{GPUs: new(2.0)} // reloaded
+		w.reload("alice", config.Overlay{GPUs: new(2.0)})
 		time.Sleep(10 * time.Second)
 		two.tells(t, "the limit is higher", "GPU 5")
 	})
