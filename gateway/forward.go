@@ -97,7 +97,7 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 	case !allowed(who.forward(c.s.Config())):
 		return nil, errForbidden
 	}
-	p, err := c.s.Sessions.Find(ctx, who.user, who.login)
+	p, err := c.s.Sessions.FindLogin(ctx, who.user, who.login)
 	if err != nil {
 		return nil, err
 	}

@@ -119,3 +119,53 @@ func TestLeaveTheLine(t *testing.T) {
 		t.Errorf("without a GPU: %v", r)
 	}
 }
+
+// A login name may say what else than the project's GPUs is wanted, for once.
+func TestAskedInTheLogin(t *testing.T) {
+	w := newWorld(t, manyGPUs, quick)
+	if r := exec(t, w.dial("alice", "thesis+cpu"), "echo $NVIDIA_VISIBLE_DEVICES"); r.exit != 0 || r.errs != "" {
+		t.Errorf("+cpu: %v", r)
+	}
+	if s := w.session(); len(s.GPUs) != 0 {
+		t.Errorf("+cpu: %+v", s)
+	}
+	client := w.dial("alice", "thesis+gpus2")
+	const differs = "ds01: thesis runs already, with no GPU and not with 2 GPUs; for that, retire it first: container retire thesis"
+	if r := exec(t, client, "echo x"); r != (result{out: "x\n", errs: differs + "\n"}) {
+		t.Errorf("+gpus2 on what runs: %v", r)
+	}
+	tty := w.terminal(client, "")
+	tty.shows(differs + "\r\nds01: thesis, up ")
+	tty.press("exit\n")
+	tty.ends()
+	must(t, w.Sessions.Retire(t.Context(), sessions.Ref{Owner: "alice", Name: "thesis"}, "alice", "retired by alice"))
+	tty = w.terminal(client, "")
+	tty.shows(", with GPUs 0, 1 (")
+	tty.press("exit\n")
+	tty.ends()
+	for login, want := range map[string]string{
+		"thesis+cpu+gpus2": "ds01: +cpu+gpus2 contradicts itself: ask for one of +cpu, +gpus2 and +1g.10gb\n",
+		"nothing+gpu":      "ds01: +gpu after a project's name says nothing; there are +cpu, +gpus2 and +1g.10gb, for the GPUs of one login\n",
+	} {
+		if r := exec(t, w.dial("alice", login), "true"); r != (result{errs: want, exit: 2}) {
+			t.Errorf("%s: %v", login, r)
+		}
+	}
+	if r := exec(t, w.dial("bob", "thesis+gpus9"), "true"); r.exit != 1 || !strings.HasPrefix(r.errs, `ds01: project "thesis" asks for 9 GPUs, and this machine has 4 GPUs`) {
+		t.Errorf("+gpus9: %v", r)
+	}
+	if _, err := w.dial("bob", "thesis+frob").Dial("tcp", "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "+frob after a project's name") {
+		t.Errorf("a forward: %v", err)
+	}
+
+	// What is created is what the name before it says.
+	tty = w.terminal(w.dial("alice", "idea+cpu"), "")
+	tty.shows("ds01: create idea now? [Y/n] ")
+	tty.press("y")
+	tty.shows("idea started in ")
+	tty.shows("with no GPU")
+	p, err := w.Sessions.Find(t.Context(), "alice", "idea")
+	if err != nil || p.GPUs != 1 {
+		t.Errorf("created %+v, %v", p, err)
+	}
+}

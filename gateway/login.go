@@ -25,11 +25,22 @@ var errNoAnswer = fault.New(exitInterrupted, "", "nothing was created")
 // validOwn is what a person can call a project of their own.
 var validOwn = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
-// find returns the project that the login name means. A person at a terminal
-// who names one that does not exist is asked whether to create it.
+// find returns the project that the login name means, with what it asks for. A
+// person at a terminal who names one that does not exist is asked whether to
+// create it.
 func (ch *channel) find() (sessions.Project, error) {
+	name, once, err := sessions.SplitLogin(ch.who.login)
+	if err != nil {
+		return sessions.Project{}, err
+	}
+	p, err := ch.findNamed(name)
+	p.Once = once
+	return p, err
+}
+
+func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	s := ch.conn.s
-	p, err := s.Sessions.Find(ch.ctx, ch.who.user, ch.who.login)
+	p, err := s.Sessions.Find(ch.ctx, ch.who.user, name)
 	f, ok := errors.AsType[*fault.Error](err)
 	switch {
 	case err == nil, !ok || f.Exit != fault.ExitNoSuch:
@@ -41,14 +52,14 @@ func (ch *channel) find() (sessions.Project, error) {
 	}
 	if !ch.pty || !ch.shell {
 		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
-			shorten(ch.who.login), s.Config().ControlName)
-		if near := fault.Nearest(ch.who.login, ch.names(mine)); near != "" {
+			shorten(name), s.Config().ControlName)
+		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
 		}
 		return p, noSuch
 	}
-	own := strings.TrimPrefix(ch.who.login, ch.who.user+".")
-	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(ch.who.login))
+	own := strings.TrimPrefix(name, ch.who.user+".")
+	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(name))
 	if list := ch.list(mine); list != "" {
 		noSuch.Hint = "yours: " + list
 	}
@@ -288,7 +299,7 @@ func gpuNames(s sessions.Session) string {
 	}
 	numbers := make([]string, len(s.GPUs))
 	for i, d := range s.GPUs {
-		numbers[i] = fmt.Sprint(d.Index)
+		numbers[i] = d.Label()
 	}
 	noun := "GPU "
 	if len(numbers) > 1 {

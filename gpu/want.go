@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,20 +17,17 @@ type Want struct {
 	Profile string // of an instance, as NVML names it: "1g.10gb"; "" for whole GPUs
 }
 
-// profile is what NVML calls the instances: the slices, the memory, and for
-// some what else they have.
-var profile = regexp.MustCompile(`^[1-9][0-9]?g\.[1-9][0-9]*gb(\+[a-z][a-z.]*)?$`)
-
 // IsProfile reports whether text could be the name of instances.
-func IsProfile(text string) bool { return profile.MatchString(text) }
+func IsProfile(text string) bool {
+	_, _, err := ParseProfile(text)
+	return err == nil
+}
 
 // ParseWant reads what String writes. Its errors are for people.
 func ParseWant(text string) (Want, error) {
 	if name, ok := strings.CutPrefix(text, "mig:"); ok {
-		if !IsProfile(name) {
-			return Want{}, fmt.Errorf("%q is not a MIG profile such as 1g.10gb", name)
-		}
-		return Want{Count: 1, Profile: name}, nil
+		_, _, err := ParseProfile(name)
+		return Want{Count: 1, Profile: name}, err
 	}
 	n, err := strconv.Atoi(text)
 	switch {

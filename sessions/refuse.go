@@ -133,7 +133,7 @@ func indexes(devices []gpu.Device) string {
 	}
 	list := make([]string, len(devices))
 	for i, d := range devices {
-		list[i] = fmt.Sprint(d.Index)
+		list[i] = d.Label()
 	}
 	return "GPU " + strings.Join(list, ", ")
 }

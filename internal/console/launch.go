@@ -11,20 +11,27 @@ import (
 
 func (c *call) projectLaunch() *cobra.Command {
 	var wait bool
+	var gpus wantFlag
 	cmd := c.leaf(leaf{
 		use:   "launch NAME",
 		short: "Start a project's container, unless it runs",
 		long: "A login does the same. Progress goes to standard error. Until somebody logs in, the container\n" +
 			"is idle, and is retired as any other.",
 		example: "ds01 project launch my-thesis --wait",
-		run: func(_ *cobra.Command, args []string) error {
+		run: func(cmd *cobra.Command, args []string) error {
 			p, err := c.find(args[0])
 			if err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("gpus") {
+				p.Once = &gpus.Want
+			}
 			a, err := c.launch(p, wait)
 			if err != nil {
 				return err
+			}
+			if differs := a.Differs(); differs != "" {
+				_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
 			}
 			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
 			a.Detach()
@@ -38,6 +45,7 @@ func (c *call) projectLaunch() *cobra.Command {
 			return c.say(c.sessionJSON(s), "launched %s in %.1f s, with %s", c.called(p.Ref), a.Took.Seconds(), with)
 		},
 	})
+	gpus.flag(cmd, "for this session alone: how many GPUs, or mig:PROFILE for one instance")
 	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait in line for one")
 	return cmd
 }

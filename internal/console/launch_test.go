@@ -32,6 +32,30 @@ func TestProjectLaunchIsIdempotent(t *testing.T) {
 	}
 }
 
+// A launch may ask for something else than its project, and says where that is
+// not what is there.
+func TestProjectLaunchOnce(t *testing.T) {
+	b := backend(t)
+	if stdout, stderr, exit := do(t, b, alice, "project launch notes --gpus 1"); exit != fault.ExitDenied || stdout != "" || !strings.Contains(stderr, "alice may use 1 GPU at once") {
+		t.Errorf("over the limit: exit %d, %q, %q", exit, stdout, stderr)
+	}
+	ok(t, b, root, "project create one --owner bob --gpus 0")
+	if stdout, _, exit := do(t, b, bob, "project launch one --gpus 1"); exit != 0 || !strings.HasSuffix(stdout, ", with GPU 1\n") {
+		t.Errorf("exit %d, %q", exit, stdout)
+	}
+	stdout, stderr, exit := do(t, b, bob, "project launch one --gpus 0")
+	if exit != 0 || !strings.HasPrefix(stdout, "one runs already") || !strings.HasPrefix(stderr, "ds01: one runs already, with 1 GPU and not with no GPU; for that, retire it first") {
+		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
+	}
+	if shown := ok(t, b, bob, "project show one"); !strings.Contains(shown, "gpus:       0\n") {
+		t.Errorf("the project has changed:\n%s", shown)
+	}
+	ok(t, b, bob, "project set one --gpus mig:1g.10gb")
+	if shown := ok(t, b, bob, "project list"); !strings.Contains(shown, "mig:1g.10gb") {
+		t.Errorf("list:\n%s", shown)
+	}
+}
+
 // With --wait, a launch that gets no GPU waits in line, says who has them, and goes
 // on as soon as there is one.
 func TestProjectLaunchWaits(t *testing.T) {

@@ -230,6 +230,8 @@ func kind(f *pflag.Flag) string {
 		return "a number"
 	case "bool":
 		return "true or false"
+	case "gpus":
+		return "a number of GPUs or mig:PROFILE"
 	}
 	return "a value"
 }
