@@ -5,11 +5,13 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -49,17 +51,16 @@ func TestLineForAGPU(t *testing.T) {
 	tty.shows("ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
 	tty.shows("place 1 of 1, about ")
 	tty.shows("; GPU 0, 1, 2, 3 alice until ")
-	tty.press("ls\n") // for nobody
 	session, out, errs := w.waiting(w.dial("mallory", "art"))
 	eventually(t, "a line on stderr", func() bool { return strings.Contains(errs.String(), "\n") })
-	if !regexp.MustCompile(`^ds01: art waits for a GPU: place 2 of 2, about .*; GPU 0, 1, 2, 3 alice until .* UTC at the latest \(0 s\)\n$`).MatchString(errs.String()) {
+	if !regexp.MustCompile(`^ds01: art waits for a GPU: place 2 of 2, about .*; GPU 0, 1, 2, 3 alice until .* UTC at the latest \(\d+ s\)\n$`).MatchString(errs.String()) {
 		t.Errorf("stderr %q", errs)
 	}
 	free()
 	tty.shows("ds01: thesis started in ")
 	tty.shows(" in line, with GPU 0 (")
 	tty.press("exit 7\n")
-	if r := tty.ends(); r.exit != 7 || strings.Contains(r.out, "ls\r\n") {
+	if r := tty.ends(); r.exit != 7 {
 		t.Errorf("terminal: %v", r)
 	}
 	if r := wait(t, session, out, errs); r.out != "mine\n" || r.exit != 0 {
@@ -94,7 +95,7 @@ func TestLeaveTheLine(t *testing.T) {
 
 	r := exec(t, client, "true")
 	if r.exit != 75 || r.out != "" || !regexp.MustCompile(`\nds01: no GPU came free within 50ms: place 1 of 1, .*\n`+
-		`ds01: wait for one: ssh ds01@… project launch thesis --wait; or go on without: ssh thesis\+cpu@…\n$`).MatchString(r.errs) {
+		`ds01: wait for one: ssh ds01@… project launch thesis --wait; or go on without: ssh thesis\+cpu@…\n$`).MatchString("\n"+r.errs) {
 		t.Errorf("out of patience: %v", r)
 	}
 	w.inLine(0)
@@ -117,6 +118,69 @@ func TestLeaveTheLine(t *testing.T) {
 	tty.press("exit 8\n")
 	if r := tty.ends(); r.exit != 8 {
 		t.Errorf("without a GPU: %v", r)
+	}
+}
+
+// What is shown of a wait: at a terminal one line, which is kept up to date and
+// not redrawn ten times a second for hours; without one a line every ten seconds,
+// and an end.
+func TestShownInLine(t *testing.T) {
+	for name, c := range map[string]struct {
+		pty  *sessions.PTY
+		out  string
+		errs string
+		exit int // before the wait is over
+	}{
+		"terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 26}},
+			out: "ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
+				"\r| place 2 of 2; GPU 0 ali\x1b[K\r/ place 1 of 2; GPU 0 ali\x1b[K\r- place 1 of 2; GPU 0 ali\x1b[K"},
+		"no terminal": {exit: fault.ExitLater,
+			errs: "ds01: thesis waits for a GPU: place 2 of 2; GPU 0 alice (0 s)\n" +
+				"ds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (10 s)\nds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (20 s)\n"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := sessions.Project{ID: 7, Ref: sessions.Ref{Owner: "alice", Name: "thesis"}}
+			h := &hold{project: p.ID, done: make(chan struct{}), moved: make(chan struct{})}
+			h.leave = func(error) { close(h.done) }
+			out, errs := &logBuffer{}, &logBuffer{}
+			cfg := config.Default()
+			cfg.Patience = config.Duration(25 * time.Second)
+			ch := &channel{
+				conn: &conn{held: h, s: &Server{Config: func() *config.Config { return cfg }}}, ctx: t.Context(),
+				pty: c.pty != nil, cmd: sessions.Command{PTY: c.pty},
+				out: stream{w: out}, errs: stream{w: errs}, typed: make(chan []byte),
+			}
+			ended := make(chan error, 1)
+			go func() {
+				_, err := ch.attach(p)
+				ended <- err
+			}()
+			synctest.Wait()
+			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 2 of 2; GPU 0 alice"})
+			ch.typed <- []byte("ls\n") // is for nobody
+			time.Sleep(500 * time.Millisecond)
+			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 1 of 2; GPU 0 alice"})
+			if c.exit != 0 {
+				if f := fault.For(<-ended); f.Exit != c.exit || !strings.HasPrefix(f.Say, "no GPU came free within 25s: place 1 of 2") {
+					t.Errorf("%s: %v", name, f)
+				}
+			} else {
+				time.Sleep(2 * time.Second)
+				ch.typed <- []byte{ctrlC}
+				if f := fault.For(<-ended); f.Exit != exitInterrupted {
+					t.Errorf("%s: %v", name, f)
+				}
+			}
+			if got := out.String(); !strings.HasPrefix(got, c.out) || c.out == "" && got != "" {
+				t.Errorf("%s: on stdout %q; want %q", name, got, c.out)
+			}
+			if got := errs.String(); got != c.errs {
+				t.Errorf("%s: on stderr %q; want %q", name, got, c.errs)
+			}
+			if len(ch.kept) > 0 || !h.isDone() {
+				t.Errorf("%s: kept %q for a shell, and the line is left: %v", name, ch.kept, h.isDone())
+			}
+		})
 	}
 }
 

@@ -186,6 +186,7 @@ func (m *Manager) lease(ctx context.Context, s *life, devices []gpu.Device, with
 		m.mu.Lock()
 		s.stored = !refused // the commit may have happened all the same
 		s.line = nil
+		m.doubt = m.doubt || !refused
 		m.mu.Unlock()
 		return nil, m.explainLend(ctx, err, made, devices)
 	}

@@ -245,12 +245,11 @@ func (m *Manager) moveLine() error {
 }
 
 // doubtful notes that a transaction may have served somebody although it looked
-// otherwise.
+// otherwise. The next look at the line finds out.
 func (m *Manager) doubtful() {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.doubt = true
-	m.mu.Unlock()
-	m.lookAtLine()
 }
 
 // settleDoubt finds out whether somebody has been served without being told.

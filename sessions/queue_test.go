@@ -333,3 +333,33 @@ func TestLineAfterCrash(t *testing.T) {
 		w.consistent()
 	})
 }
+
+// A commit that looked as if it had failed has served somebody all the same: they
+// are found out about and told.
+func TestServedInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, holds := full(t)
+		p := w.project("alice", "thesis", 1)
+		waits := w.login(p)
+		line, err := w.Ledger.Line(t.Context())
+		must(t, err)
+
+		// What the commit has done.
+		session := line[0].Session
+		tx, err := w.DB.Begin()
+		must(t, err)
+		must(t, w.Ledger.Release(t.Context(), tx, w.session(holds).ID))
+		_, err = w.Ledger.Serve(t.Context(), tx, w.gpus.devices, w.Admit)
+		must(t, err)
+		must(t, tx.Commit())
+
+		time.Sleep(3 * time.Second)
+		waits.tells(t, "not told", "queued")
+		w.Doubt()
+		time.Sleep(3 * time.Second)
+		waits.tells(t, "found out about", "GPU 0")
+		if a := waits.a; a == nil || a.Session.ID != session || a.Session.Project != p.Ref {
+			t.Errorf("attached to %+v; want session %s", a, session)
+		}
+	})
+}
