@@ -251,6 +251,8 @@ func (c *call) complete(l leaf) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		case strings.Contains(next, "USER"):
 			return c.userNames(), cobra.ShellCompDirectiveNoFileComp
+		case next == "DEVICE":
+			return c.gpuNames(), cobra.ShellCompDirectiveNoFileComp
 		case next == "NAME":
 			return c.projectNames(), cobra.ShellCompDirectiveNoFileComp
 		}
