@@ -75,6 +75,7 @@ type Usage struct {
 	GPU           UUID
 	Index         int // the device's when it was last lent
 
+	// A MIG instance counts its part of a GPU.
 	Held    time.Duration
 	Watched time.Duration // of Held: when it was known whether it computed
 	Used    time.Duration // of Watched: when it did
@@ -92,7 +93,7 @@ func (l *Ledger) Usage(ctx context.Context, user string, since, now time.Time) (
 }
 
 func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) ([]Usage, error) {
-	rows, err := l.db.QueryContext(ctx, `SELECT owner, project, gpu, idx, lent, released, used, watched FROM leases
+	rows, err := l.db.QueryContext(ctx, `SELECT owner, project, gpu, idx, share, lent, released, used, watched FROM leases
 		WHERE (released = 0 OR released > ?1) AND lent < ?2 AND ?3 IN ('', owner) ORDER BY owner, project, gpu, lent`,
 		db.Millis(since), db.Millis(now), user)
 	if err != nil {
@@ -103,7 +104,8 @@ func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) (
 	for rows.Next() {
 		var u Usage
 		var lent, released, used, watched int64
-		if err := rows.Scan(&u.User, &u.Project, &u.GPU, &u.Index, &lent, &released, &used, &watched); err != nil {
+		var share float64
+		if err := rows.Scan(&u.User, &u.Project, &u.GPU, &u.Index, &share, &lent, &released, &used, &watched); err != nil {
 			return nil, err
 		}
 		end := now
@@ -122,6 +124,9 @@ func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) (
 		}
 		u.Watched = min(u.Held, time.Duration(part*float64(watched))*time.Millisecond)
 		u.Used = min(u.Watched, time.Duration(part*float64(used))*time.Millisecond)
+		for _, d := range []*time.Duration{&u.Held, &u.Watched, &u.Used} {
+			*d = time.Duration(share * float64(*d))
+		}
 		if n := len(list) - 1; n >= 0 && list[n].User == u.User && list[n].Project == u.Project && list[n].GPU == u.GPU {
 			u.Held, u.Watched, u.Used = u.Held+list[n].Held, u.Watched+list[n].Watched, u.Used+list[n].Used
 			list[n] = u

@@ -62,21 +62,22 @@ func TestUsage(t *testing.T) {
 	noon := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 	for _, l := range []struct {
 		session, owner, project, gpu string
+		share                        float64
 		lent, released               time.Duration // after noon; no release is still held
 		used, watched                time.Duration
 	}{
-		{"s1", "alice", "thesis", "A", 0, time.Hour, 30 * time.Minute, time.Hour},
-		{"s2", "alice", "thesis", "A", 2 * time.Hour, 3 * time.Hour, 0, 0},
-		{"s3", "alice", "art", "B", time.Hour, 3 * time.Hour, 2 * time.Hour, 2 * time.Hour},
-		{"s4", "bob", "art", "A", 4 * time.Hour, 0, time.Hour, time.Hour},
+		{"s1", "alice", "thesis", "A", 1, 0, time.Hour, 30 * time.Minute, time.Hour},
+		{"s2", "alice", "thesis", "A", 1, 2 * time.Hour, 3 * time.Hour, 0, 0},
+		{"s3", "alice", "art", "B", 0.25, time.Hour, 3 * time.Hour, 2 * time.Hour, 2 * time.Hour},
+		{"s4", "bob", "art", "A", 1, 4 * time.Hour, 0, time.Hour, time.Hour},
 	} {
 		released := int64(0)
 		if l.released > 0 {
 			released = db.Millis(noon.Add(l.released))
 		}
 		endedSession(t, d, l.session)
-		_, err := d.Exec(`INSERT INTO leases (session, gpu, idx, owner, project, lent, released, used, watched) VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?)`,
-			l.session, l.gpu, l.owner, l.project, db.Millis(noon.Add(l.lent)), released, l.used.Milliseconds(), l.watched.Milliseconds())
+		_, err := d.Exec(`INSERT INTO leases (session, gpu, idx, owner, project, share, lent, released, used, watched) VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)`,
+			l.session, l.gpu, l.owner, l.project, l.share, db.Millis(noon.Add(l.lent)), released, l.used.Milliseconds(), l.watched.Milliseconds())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,12 +88,12 @@ func TestUsage(t *testing.T) {
 		want  []Usage
 	}{
 		{"", 0, []Usage{
-			{"alice", "art", "B", 0, 2 * time.Hour, 2 * time.Hour, 2 * time.Hour},
+			{"alice", "art", "B", 0, 30 * time.Minute, 30 * time.Minute, 30 * time.Minute}, // a quarter of a GPU
 			{"alice", "thesis", "A", 0, 2 * time.Hour, time.Hour, 30 * time.Minute},
 			{"bob", "art", "A", 0, time.Hour, time.Hour, time.Hour},
 		}},
 		{"alice", 2 * time.Hour, []Usage{
-			{"alice", "art", "B", 0, time.Hour, time.Hour, time.Hour}, // half of it
+			{"alice", "art", "B", 0, 15 * time.Minute, 15 * time.Minute, 15 * time.Minute}, // half of it
 			{"alice", "thesis", "A", 0, time.Hour, 0, 0},
 		}},
 		{"bob", 4*time.Hour + 30*time.Minute, []Usage{{"bob", "art", "A", 0, 30 * time.Minute, 30 * time.Minute, 30 * time.Minute}}},

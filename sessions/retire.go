@@ -182,6 +182,7 @@ func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
 	s.closeGone()
 	m.mu.Unlock()
 	m.onStep(s, Step{Name: StepStopped})
+	m.settle(ctx, s)
 
 	at := time.Now()
 	devices, serve := m.lendable(ctx)
@@ -205,6 +206,19 @@ func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
 	m.forget(s)
 	s.log.Info("session ended", "reason", s.reason, "user", s.by)
 	return nil
+}
+
+// settle has the GPUs of s looked at, which nobody uses any more.
+func (m *Manager) settle(ctx context.Context, s *life) {
+	m.mu.Lock()
+	held := len(s.gpus) > 0
+	m.mu.Unlock()
+	if m.Settle == nil || !held {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	m.Settle(ctx, s.id)
 }
 
 // storeRetiring has the database say that s retires, and why.

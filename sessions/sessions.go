@@ -110,6 +110,9 @@ type Manager struct {
 	// who is in there acts as the owner. ctx ends with the container, and with
 	// Close, which waits for it.
 	OnUp func(ctx context.Context, s Session, c Container)
+	// Settle, unless nil, is called for a session with GPUs whose container is
+	// gone, before they are released: it may have left something on them.
+	Settle func(ctx context.Context, session string)
 
 	ctx    context.Context // from Start to Close
 	stop   context.CancelCauseFunc

@@ -21,6 +21,9 @@ var (
 // probes are the kinds of gpus.probe.
 var probes = []string{"auto", "nvml", "simulated", "none"}
 
+// migProfile is what a MIG profile looks like.
+var migProfile = regexp.MustCompile(`^[1-9]g\.[1-9][0-9]{0,3}gb$`)
+
 // A checker notes which values of a Config are not allowed.
 type checker struct {
 	lines    map[string]int
@@ -169,6 +172,9 @@ func (k *checker) machine(c *Config) {
 	k.must(c.GPUs.Simulated >= 0 && c.GPUs.Simulated <= 1024, "gpus.simulated", "must be 0 to 1024")
 	k.must(c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 0, "gpus.probe",
 		"simulated needs gpus.simulated to say how many")
+	for _, p := range c.GPUs.SimulatedMIG {
+		k.must(migProfile.MatchString(p), "gpus.simulated_mig", "%s is not a MIG profile such as 1g.10gb", quote(p))
+	}
 	// Some images keep tables indexed by uid; a huge one fills the disk.
 	k.must(c.UIDs.First > 0 && c.UIDs.First <= math.MaxInt32-1, "uids.first", "must be 1 to 2147483646")
 	k.must(c.UIDs.Last > 0 && c.UIDs.Last <= math.MaxInt32-1, "uids.last", "must be 1 to 2147483646")

@@ -53,8 +53,9 @@ type Build struct {
 
 // GPUs says where GPUs come from.
 type GPUs struct {
-	Probe     string `yaml:"probe"`     // auto, nvml, simulated or none
-	Simulated int    `yaml:"simulated"` // how many, for probe: simulated
+	Probe        string   `yaml:"probe"`         // auto, nvml, simulated or none
+	Simulated    int      `yaml:"simulated"`     // how many, for probe: simulated
+	SimulatedMIG []string `yaml:"simulated_mig"` // profiles of the MIG instances of the last of them
 }
 
 // UIDs is the range from which users without a host account get a uid.
@@ -157,7 +158,7 @@ func Default() *Config {
 		Images:      []string{"*"},
 		Build:       Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
 		Docker:      Docker{Firewall: true},
-		GPUs:        GPUs{Probe: "auto"},
+		GPUs:        GPUs{Probe: "auto", SimulatedMIG: []string{}},
 		Patience:    Duration(2 * time.Minute),
 		UIDs:        UIDs{First: 200000, Last: 299999},
 		SSH: SSH{

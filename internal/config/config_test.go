@@ -54,7 +54,7 @@ users: { bob: *r }
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "127.0.0.1:0" || len(c.Home.Persist) != 0 || c.GPUs != (GPUs{"simulated", 4}) || len(c.SSH.AcceptEnv) != 1 {
+	if c.Listen != "127.0.0.1:0" || len(c.Home.Persist) != 0 || c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 4 || len(c.SSH.AcceptEnv) != 1 {
 		t.Errorf("got %+v", c)
 	}
 	want := Default().Limits
@@ -161,6 +161,7 @@ func TestProblems(t *testing.T) {
 		{"gpus: { probe: magic }", `2: gpus.probe: "magic" is not one of auto, nvml, simulated, none`},
 		{"gpus: { probe: simulated }", `2: gpus.probe: simulated needs gpus.simulated`},
 		{"gpus: { simulated: -1 }", `2: gpus.simulated: must be 0 to 1024`},
+		{"gpus: { simulated_mig: [1g.10gb, big] }", `2: gpus.simulated_mig: "big" is not a MIG profile such as 1g.10gb`},
 		{"uids: { first: 0 }", `2: uids.first: must be 1 to`},
 		{"uids: { first: 300000 }", `2: uids.first: uids.first 300000 is more than uids.last 299999`},
 		{"uids:\n  first: 20\n  last: 10", `4: uids.last: uids.first 20 is more than uids.last 10`},

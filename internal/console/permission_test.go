@@ -67,6 +67,10 @@ func TestPermissionMatrix(t *testing.T) {
 		"container retire": {"alice.thesis", 0, 0, 0, 5, 0, 4}, // rita, what counts for her
 		"container keep":   {"alice.thesis 1h", 0, 0, 0, 5, 5, 4},
 		"gpu list":         {"", 0, 0, 0, 0, 0, 0},
+		"gpu show":         {"0", 0, 0, 0, 0, 0, 0},
+		"gpu take":         {"1 --reason noise", 0, 0, 5, 5, 5, 5},
+		"gpu return":       {"1", 1, 1, 5, 5, 5, 5}, // it is not out
+		"usage":            {"--user alice", 0, 0, 0, 5, 5, 5},
 		"queue":            {"", 0, 0, 0, 0, 0, 0},
 		"events":           {"", 0, 0, 0, 0, 0, 0},
 		"drain on":         {"--reason maintenance", 0, 0, 5, 5, 5, 5},

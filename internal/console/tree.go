@@ -42,7 +42,7 @@ func (c *call) tree() *cobra.Command {
 	}
 	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.queue(), c.keys(), c.events(), c.containerListAlone())
 	add(admins, c.users(), c.debug())
-	add(everybody, c.whoami(), c.limits())
+	add(everybody, c.whoami(), c.limits(), c.usage())
 	add(admins, c.drain(), c.broadcast())
 	return root
 }
@@ -251,6 +251,8 @@ func (c *call) complete(l leaf) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		case strings.Contains(next, "USER"):
 			return c.userNames(), cobra.ShellCompDirectiveNoFileComp
+		case next == "DEVICE":
+			return c.gpuNames(), cobra.ShellCompDirectiveNoFileComp
 		case next == "NAME":
 			return c.projectNames(), cobra.ShellCompDirectiveNoFileComp
 		}
