@@ -21,7 +21,6 @@ import (
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/keys"
-	"github.com/ds01/ds01/sessions"
 )
 
 // endTime is how long an ending connection may take to say goodbye.
@@ -332,123 +331,6 @@ func (c *conn) closed() {
 	defer c.mu.Unlock()
 	c.channels--
 	c.work.Done()
-}
-
-// A hold is the connection's attachment to a session, or the wait for it. All
-// its channels share it.
-type hold struct {
-	project  int64
-	readOnly bool
-	done     chan struct{} // closed once att or err is set
-	att      *sessions.Attachment
-	err      error
-
-	mu    sync.Mutex // guards what follows
-	step  sessions.Step
-	moved chan struct{} // closed at the next step
-}
-
-// hold returns the connection's attachment to p's session, and begins one if
-// there is none that is of use. For a transfer a files session will do.
-func (c *conn) hold(p sessions.Project, transfer bool) *hold {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, h := range []*hold{c.held, c.files} {
-		if h == nil || h.project != p.ID || h.readOnly != p.ReadOnly || h.spent() {
-			continue
-		}
-		if transfer || h == c.held || h.isDone() && !h.att.Session.Files {
-			return h
-		}
-	}
-	h := newHold(p)
-	attach := c.s.Sessions.Attach
-	if transfer {
-		c.files, attach = h, c.s.Sessions.AttachFiles
-	} else {
-		c.held = h
-	}
-	c.beginLocked(c.ctx, h, p, attach)
-	return h
-}
-
-func newHold(p sessions.Project) *hold {
-	return &hold{project: p.ID, readOnly: p.ReadOnly, done: make(chan struct{}), moved: make(chan struct{})}
-}
-
-// An attacher is Manager.Attach, or its like for files.
-type attacher func(context.Context, sessions.Project, func(sessions.Step)) (*sessions.Attachment, error)
-
-// begin has h come about, for as long as ctx.
-func (c *conn) begin(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.beginLocked(ctx, h, p, attach)
-}
-
-func (c *conn) beginLocked(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
-	if c.ended {
-		h.err = context.Cause(c.ctx)
-		close(h.done)
-		return
-	}
-	c.work.Go(func() {
-		guard(c.log, func() { c.attach(ctx, h, p, attach) }, func() { c.stop(errInside) })
-	})
-}
-
-// attach holds the session until ctx or the session ends. With ctx
-// the hold ends, too, but not a launch that others may wait for.
-func (c *conn) attach(ctx context.Context, h *hold, p sessions.Project, attach attacher) {
-	h.att, h.err = attach(ctx, p, h.progress)
-	close(h.done)
-	if h.err != nil {
-		return
-	}
-	defer h.att.Detach()
-	c.log.Info("attached", "session", h.att.Session.ID, "project", p.String())
-	for {
-		select {
-		case notice := <-h.att.Notices():
-			c.notify(notice)
-		case <-h.att.Ended():
-			return
-		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more
-			c.stop(why)
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// isDone reports whether att or err is set.
-func (h *hold) isDone() bool {
-	select {
-	case <-h.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// spent reports whether h has failed or its session has ended.
-func (h *hold) spent() bool { return h.isDone() && (h.err != nil || isEnded(h.att)) }
-
-// progress tells those who wait about step.
-func (h *hold) progress(step sessions.Step) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.step = step
-	close(h.moved)
-	h.moved = make(chan struct{})
-}
-
-// now returns the current step, and what is closed at the next.
-func (h *hold) now() (sessions.Step, <-chan struct{}) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.step, h.moved
 }
 
 // notify shows text on the connection's terminals. One that is busy with

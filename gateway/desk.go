@@ -111,10 +111,8 @@ func (d *desk) enter(p sessions.Project) (sessions.Exit, error) {
 	defer func() { ch.cmd, ch.shell, ch.kept, ch.ran = cmd, shell, nil, false }()
 	ch.cmd, ch.shell = sessions.Command{PTY: cmd.PTY, Env: cmd.Env[:len(cmd.Env):len(cmd.Env)]}, true
 
-	ctx, leave := context.WithCancel(ch.conn.ctx)
-	defer leave()
-	h := newHold(p)
-	ch.conn.begin(ctx, h, p, ch.conn.s.Sessions.Attach)
+	h, end := ch.conn.visit(p)
+	defer end()
 	a, err := ch.attach(p, h)
 	if err != nil {
 		return sessions.Exit{}, err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/gliderlabs/ssh"
 	gossh "golang.org/x/crypto/ssh"
@@ -79,7 +80,7 @@ var errForbidden = fault.New(fault.ExitDenied, "ask your administrator", "your r
 
 // reach returns the attachment to the session that the connection's login name
 // means, if what allowed picks from the role's rights says so. It waits for a
-// launch until ctx ends.
+// launch until ctx ends, and in line for a GPU no longer than the site has it.
 func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(config.Forward) bool) (*sessions.Attachment, error) {
 	who, err := identityOf(sc)
 	if err != nil {
@@ -96,16 +97,29 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 	case !allowed(who.forward(c.s.Config())):
 		return nil, errForbidden
 	}
-	p, err := c.s.Sessions.Find(ctx, who.user, who.login)
+	p, err := c.s.Sessions.FindLogin(ctx, who.user, who.login)
 	if err != nil {
 		return nil, err
 	}
 	h := c.hold(p, false)
-	select {
-	case <-h.done:
-		return h.att, h.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	defer h.letGo()
+	var patience <-chan time.Time
+	for {
+		step, moved := h.now()
+		if step.Name == sessions.StepQueued && patience == nil {
+			patience = time.After(time.Duration(c.s.Config().Patience))
+		}
+		select {
+		case <-h.done:
+			return h.att, h.err
+		case <-moved:
+		case <-patience:
+			if step.Name == sessions.StepQueued {
+				return nil, outOfPatience(p, c.s.Config(), step)
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -24,11 +25,22 @@ var errNoAnswer = fault.New(exitInterrupted, "", "nothing was created")
 // validOwn is what a person can call a project of their own.
 var validOwn = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
-// find returns the project that the login name means. A person at a terminal
-// who names one that does not exist is asked whether to create it.
+// find returns the project that the login name means, with what it asks for. A
+// person at a terminal who names one that does not exist is asked whether to
+// create it.
 func (ch *channel) find() (sessions.Project, error) {
+	name, once, err := sessions.SplitLogin(ch.who.login)
+	if err != nil {
+		return sessions.Project{}, err
+	}
+	p, err := ch.findNamed(name)
+	p.Once = once
+	return p, err
+}
+
+func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	s := ch.conn.s
-	p, err := s.Sessions.Find(ch.ctx, ch.who.user, ch.who.login)
+	p, err := s.Sessions.Find(ch.ctx, ch.who.user, name)
 	f, ok := errors.AsType[*fault.Error](err)
 	switch {
 	case err == nil, !ok || f.Exit != fault.ExitNoSuch:
@@ -40,14 +52,14 @@ func (ch *channel) find() (sessions.Project, error) {
 	}
 	if !ch.pty || !ch.shell {
 		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
-			shorten(ch.who.login), s.Config().ControlName)
-		if near := fault.Nearest(ch.who.login, ch.names(mine)); near != "" {
+			shorten(name), s.Config().ControlName)
+		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
 		}
 		return p, noSuch
 	}
-	own := strings.TrimPrefix(ch.who.login, ch.who.user+".")
-	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(ch.who.login))
+	own := strings.TrimPrefix(name, ch.who.user+".")
+	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(name))
 	if list := ch.list(mine); list != "" {
 		noSuch.Hint = "yours: " + list
 	}
@@ -99,7 +111,7 @@ func (ch *channel) create(name string) (sessions.Project, error) {
 	}
 	p, err := s.Sessions.Create(ch.ctx, user.Name, sessions.Project{
 		Ref:  sessions.Ref{Owner: user.Name, Name: name},
-		GPUs: min(1, s.Config().Policy(user.Role, user.Name).GPUs),
+		GPUs: int(min(1, s.Config().Policy(user.Role, user.Name).GPUs)),
 
 		Start: sessions.Start{Furnish: true},
 	})
@@ -168,14 +180,21 @@ func (ch *channel) keep(b []byte) {
 }
 
 // attach returns what h, the hold on p's session, comes to, and shows a person how
-// it comes about. Ctrl-C leaves; the launch goes on for whoever comes next.
+// it comes about. Ctrl-C leaves; a launch goes on for whoever comes next, the
+// place in line for a GPU does not. There, c goes on without one.
 func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, error) {
+	defer h.letGo()
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()
 	typed := ch.typed
+	var patience <-chan time.Time
 	for {
 		step, moved := h.now()
+		queued := step.Name == sessions.StepQueued
+		if queued && patience == nil && !ch.pty {
+			patience = time.After(time.Duration(ch.conn.s.Config().Patience))
+		}
 		show.set(step)
 		select {
 		case <-h.done:
@@ -188,15 +207,23 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 		case <-moved:
 		case <-show.tick:
 			show.turn()
+		case <-patience:
+			if queued { // else it is being launched by now
+				return nil, outOfPatience(p, ch.conn.s.Config(), step)
+			}
 		case b, ok := <-typed:
 			switch {
 			case !ok:
 				typed = nil
 				if ch.shell && len(ch.kept) == 0 { // nobody can ever type into this shell
-					return nil, leftEarly(p)
+					return nil, leftEarly(p, queued)
 				}
 			case strings.IndexByte(string(b), ctrlC) >= 0:
-				return nil, leftEarly(p)
+				return nil, leftEarly(p, queued)
+			case queued: // keys are for the line, not for a shell that may be hours away
+				if strings.ContainsAny(string(b), "cC") {
+					ch.conn.s.Sessions.GoOnWithout(p)
+				}
 			default:
 				ch.keep(b)
 			}
@@ -206,14 +233,27 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 	}
 }
 
-func leftEarly(p sessions.Project) error {
+func leftEarly(p sessions.Project, queued bool) error {
+	if queued {
+		return fault.New(exitInterrupted, "come back within two minutes and you have your place again", "you left the line for a GPU")
+	}
 	return fault.New(exitInterrupted, "log in again to use it", "you left while %s was starting; it goes on", p.Name)
+}
+
+// outOfPatience is the end of a login in line for a GPU that no person watches.
+func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) error {
+	return fault.New(fault.ExitLater,
+		fmt.Sprintf("wait for one: ssh %s@… project launch %s --wait; or go on without: ssh %s+cpu@…", cfg.ControlName, p.Name, p.Name),
+		"no GPU came free within %s: %s", cfg.Patience, step.Detail)
 }
 
 // greet tells a person with a shell where they are: up to four lines after a
 // launch, one if the session was there, one while the machine is drained, and one
 // if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
+	if differs := h.att.Differs(); differs != "" {
+		ch.print("ds01: " + differs)
+	}
 	if !ch.pty {
 		return
 	}
@@ -236,7 +276,11 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 		ch.print(fmt.Sprintf("ds01: %s, up %s, %s", p.Name, age(time.Since(a.Session.Launched)), gpus))
 		return
 	}
-	ch.print(fmt.Sprintf("ds01: %s started in %.1f s, with %s", p.Name, a.Took.Seconds(), gpus))
+	after := ""
+	if a.InLine > 0 {
+		after = fmt.Sprintf(" after %s in line", age(a.InLine))
+	}
+	ch.print(fmt.Sprintf("ds01: %s started in %.1f s%s, with %s", p.Name, (a.Took - a.InLine).Seconds(), after, gpus))
 	if a.Session.ReadOnly {
 		ch.print(fmt.Sprintf("ds01: image %s; you may read what is in /workspace; what you write elsewhere is not kept", a.Session.Image))
 	} else {
@@ -254,7 +298,7 @@ func gpuNames(s sessions.Session) string {
 	}
 	numbers := make([]string, len(s.GPUs))
 	for i, d := range s.GPUs {
-		numbers[i] = fmt.Sprint(d.Index)
+		numbers[i] = d.Label()
 	}
 	noun := "GPU "
 	if len(numbers) > 1 {

@@ -343,29 +343,6 @@ func TestLaunchThatAllHaveLeft(t *testing.T) {
 	}
 }
 
-func TestNoGPUFree(t *testing.T) {
-	w := newWorld(t, manyGPUs, func(c *config.Config, _ *Server) { c.Limits.StopGrace = 0 })
-	ref := sessions.Ref{Owner: "alice", Name: "big"}
-	_, err := w.Sessions.Create(t.Context(), "alice", sessions.Project{Ref: ref, GPUs: 4})
-	must(t, err)
-	exec(t, w.dial("alice", "big"), "true")
-
-	client := w.dial("bob", "thesis")
-	line := `ds01: no GPU is free: GPU 0 is held by alice since \d\d:\d\d UTC, GPU 1 .*, GPU 2 .*, GPU 3 is held by alice since \d\d:\d\d UTC`
-	hint := `ds01: try again later, or go on without: project set thesis --gpus 0`
-	if r := exec(t, client, "true"); r.exit != 3 || r.out != "" || !regexp.MustCompile("^"+line+"\n"+hint+"\n$").MatchString(r.errs) {
-		t.Errorf("exec: %v", r)
-	}
-	if r := w.terminal(client, "").ends(); r.exit != 3 || !regexp.MustCompile("^"+line+"\r\n"+hint+"\r\n$").MatchString(r.out) {
-		t.Errorf("terminal: %v", r)
-	}
-	// The same connection gets one when there is one.
-	must(t, w.Sessions.Retire(t.Context(), ref, "alice", "retired by alice"))
-	if r := exec(t, client, "echo mine"); r != (result{out: "mine\n"}) {
-		t.Errorf("afterwards: %v", r)
-	}
-}
-
 // People at terminals read that their session is going to be retired, in time;
 // a file that is being copied does not.
 func TestNoticeOfRetirement(t *testing.T) {

@@ -24,6 +24,9 @@ const (
 	// is silent for 15 s.
 	sayAfter = 5 * time.Second
 	sayEvery = 10 * time.Second
+	// lineEvery is how often the place in line is shown anew, which may be for
+	// hours.
+	lineEvery = time.Second
 )
 
 // write writes to the client's terminal, or without one to stderr: stdout is
@@ -117,16 +120,33 @@ func (ch *channel) newProgress(name string) *progress {
 	return p
 }
 
-// set says what is being done now.
-func (p *progress) set(step sessions.Step) { p.step = step }
+// set says what is being done now. That there is a line is said at once.
+func (p *progress) set(step sessions.Step) {
+	joined := step.Name == sessions.StepQueued && p.step.Name != sessions.StepQueued
+	p.step = step
+	if !joined {
+		return
+	}
+	if p.ch.pty {
+		p.stop()
+		p.ch.print(fmt.Sprintf("ds01: no GPU is free for %s, so you are in line: c goes on without one, Ctrl-C leaves", p.name))
+	}
+	p.timer.Reset(0)
+}
 
 // turn shows that there is progress.
 func (p *progress) turn() {
-	doing := "starting " + p.name
+	doing, every := "starting "+p.name, spinEvery
 	if text := describe(p.step); text != "" {
 		doing += ": " + text
 	}
+	if p.step.Name == sessions.StepQueued {
+		doing, every = p.step.Detail, lineEvery
+	}
 	if !p.spinner {
+		if p.step.Name == sessions.StepQueued {
+			doing = p.name + " waits for a GPU: " + doing
+		}
 		p.ch.print(fmt.Sprintf("ds01: %s (%d s)", doing, int(time.Since(p.began).Seconds())))
 		p.timer.Reset(sayEvery)
 		return
@@ -135,7 +155,7 @@ func (p *progress) turn() {
 	line := fmt.Sprintf("%c %s", `|/-\`[p.turns%4], clean(doing))
 	p.ch.write("\r" + line[:min(len(line), max(width, 1))] + "\x1b[K")
 	p.turns++
-	p.timer.Reset(spinEvery)
+	p.timer.Reset(every)
 }
 
 // stop takes back what is shown.

@@ -1,7 +1,6 @@
 package gpu
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -12,38 +11,38 @@ import (
 	"github.com/ds01/ds01/internal/db"
 )
 
-var (
-	// ErrNoneFree is a request for more devices than are free now.
-	ErrNoneFree = errors.New("no GPU is free")
-	// ErrNeverFits is a request for more devices than the host has.
-	ErrNeverFits = errors.New("more GPUs than there are")
-)
+// ErrNeverFits is a request for more devices than the host has.
+var ErrNeverFits = errors.New("more GPUs than there are")
 
 // OverLimit is a request that would give its owner more devices than they may
-// hold at once.
+// hold at once: whole GPUs, and instances as parts of one.
 type OverLimit struct {
-	Asked, Held, Limit int
+	Asked, Held, Limit float64
 }
 
 // Error says how far over.
 func (e *OverLimit) Error() string {
-	return fmt.Sprintf("%d GPUs asked for and %d held are over the limit of %d", e.Asked, e.Held, e.Limit)
+	return fmt.Sprintf("%.3g GPUs asked for and %.3g held are over the limit of %.3g", e.Asked, e.Held, e.Limit)
 }
 
 // A Ledger records which session holds which device. The rule that a device
 // has one holder is the database's unique index, not code: two gateways that
 // share the file cannot both win. It may be used concurrently.
-type Ledger struct{ db *sql.DB }
+type Ledger struct {
+	db  *sql.DB
+	now func() time.Time
+}
 
 // NewLedger returns the ledger kept in d, which the caller closes.
-func NewLedger(d *sql.DB) *Ledger { return &Ledger{db: d} }
+func NewLedger(d *sql.DB) *Ledger { return &Ledger{db: d, now: time.Now} }
 
 // A Lease is one session's right to one device.
 type Lease struct {
 	Session, Owner, Project string
 
 	GPU   UUID
-	Index int // the device's when it was lent
+	Index int     // the device's when it was lent
+	Share float64 // of a whole GPU
 	Lent  time.Time
 }
 
@@ -51,72 +50,88 @@ type Lease struct {
 type Request struct {
 	Session, Owner, Project string
 
-	Count int
-	Limit int // what Owner may hold at once, over all sessions
+	Want   Want
+	Limit  float64 // what Owner may hold at once, over all sessions
+	Weight float64 // of Owner in line: with 2, GPU time counts half
 }
 
-// Lend gives r.Session that many of devices, those with the lowest index that
-// nobody holds, and returns them. The session must be in the database and have
-// had no devices before. The lease holds once tx is committed. With
-// ErrNeverFits, *OverLimit or ErrNoneFree, tried in this order, nothing was
-// lent and tx can still be used; after any other error roll it back.
-func (l *Ledger) Lend(ctx context.Context, tx *sql.Tx, devices []Device, r Request) ([]Device, error) {
-	if r.Count == 0 {
+// A Grant is what one session has been given.
+type Grant struct {
+	Session string
+	Devices []Device
+}
+
+// Admit makes the row of a session that is about to be given its devices, or
+// reports false if it may not be launched after all; then it leaves the line.
+// After an error the transaction must be rolled back.
+type Admit func(ctx context.Context, tx *sql.Tx, session string) (ok bool, err error)
+
+// Lend gives r.Session the devices that it wants if it is its turn, or puts it
+// in line: see Serve, which this is with one more in line. The grants may be
+// others' as well. They hold once tx is committed. With ErrNeverFits or
+// *OverLimit, tried in this order, nothing was done and tx can still be used;
+// after any other error roll it back. A session that had devices before gets no
+// more.
+func (l *Ledger) Lend(ctx context.Context, tx *sql.Tx, devices []Device, r Request, admit Admit) ([]Grant, error) {
+	if r.Want.Count == 0 {
 		return nil, nil
 	}
-	lent, err := lend(ctx, tx, devices, r)
+	grants, err := l.ask(ctx, tx, devices, r, admit)
 	if err != nil {
-		return nil, fmt.Errorf("lend %d GPUs to session %s: %w", r.Count, r.Session, err)
+		return nil, fmt.Errorf("lend %s to session %s: %w", r.Want.Words(), r.Session, err)
 	}
-	return lent, nil
+	return grants, nil
 }
 
-func lend(ctx context.Context, tx *sql.Tx, devices []Device, r Request) ([]Device, error) {
-	if r.Count < 0 {
+func (l *Ledger) ask(ctx context.Context, tx *sql.Tx, devices []Device, r Request, admit Admit) ([]Grant, error) {
+	if r.Want.Count < 0 {
 		return nil, errors.New("a negative number")
 	}
 	held, err := leases(ctx, tx, "")
 	if err != nil {
 		return nil, err
 	}
-	owned := 0
-	holder := map[UUID]string{}
-	for _, lease := range held {
-		holder[lease.GPU] = lease.Session
-		if lease.Owner == r.Owner {
-			owned++
-		}
-	}
-	// A partitioned device cannot be lent whole.
-	usable := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.MIG })
-	free := slices.DeleteFunc(slices.Clone(usable), func(d Device) bool { return holder[d.UUID] != "" })
-	switch {
-	case r.Count > len(usable):
+	fits := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !r.Want.Takes(d) })
+	if len(fits) < r.Want.Count {
 		return nil, ErrNeverFits
-	case owned+r.Count > r.Limit:
-		return nil, &OverLimit{Asked: r.Count, Held: owned, Limit: r.Limit}
-	case r.Count > len(free):
-		return nil, ErrNoneFree
 	}
-	slices.SortStableFunc(free, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
-	lent := free[:r.Count]
-	now := db.Millis(time.Now())
-	for _, d := range lent {
+	asked := float64(r.Want.Count) * fits[0].share()
+	if owned := sharesOf(held)[r.Owner]; owned+asked > r.Limit+tiny {
+		return nil, &OverLimit{Asked: asked, Held: owned, Limit: r.Limit}
+	}
+	if err := join(ctx, tx, r, l.now()); err != nil {
+		return nil, err
+	}
+	return l.serve(ctx, tx, devices, admit)
+}
+
+// sharesOf sums up what owners hold.
+func sharesOf(held []Lease) map[string]float64 {
+	shares := map[string]float64{}
+	for _, lease := range held {
+		shares[lease.Owner] += lease.Share
+	}
+	return shares
+}
+
+// give writes the leases of one session.
+func give(ctx context.Context, tx *sql.Tx, w Waiter, devices []Device, now time.Time) error {
+	for _, d := range devices {
 		_, err := tx.ExecContext(ctx,
-			`INSERT INTO leases (session, gpu, idx, owner, project, lent) VALUES (?, ?, ?, ?, ?, ?)`,
-			r.Session, d.UUID, d.Index, r.Owner, r.Project, now)
+			`INSERT INTO leases (session, gpu, idx, owner, project, share, lent) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			w.Session, d.UUID, d.Index, w.Owner, w.Project, d.share(), db.Millis(now))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", d.UUID, err)
+			return fmt.Errorf("%s: %w", d.UUID, err)
 		}
 	}
-	return lent, nil
+	return nil
 }
 
 // Release takes back whatever session holds, once tx is committed. A session
 // that holds nothing is not an error.
 func (l *Ledger) Release(ctx context.Context, tx *sql.Tx, session string) error {
 	_, err := tx.ExecContext(ctx, `UPDATE leases SET released = ? WHERE session = ? AND released = 0`,
-		db.Millis(time.Now()), session)
+		db.Millis(l.now()), session)
 	if err != nil {
 		return fmt.Errorf("release the GPUs of session %s: %w", session, err)
 	}
@@ -148,7 +163,7 @@ type querier interface {
 
 // leases returns what session holds, or for "" everybody.
 func leases(ctx context.Context, q querier, session string) ([]Lease, error) {
-	rows, err := q.QueryContext(ctx, `SELECT session, gpu, idx, owner, project, lent FROM leases
+	rows, err := q.QueryContext(ctx, `SELECT session, gpu, idx, owner, project, share, lent FROM leases
 		WHERE released = 0 AND ?1 IN ('', session) ORDER BY idx, gpu`, session)
 	if err != nil {
 		return nil, err
@@ -158,7 +173,7 @@ func leases(ctx context.Context, q querier, session string) ([]Lease, error) {
 	for rows.Next() {
 		var l Lease
 		var lent int64
-		if err := rows.Scan(&l.Session, &l.GPU, &l.Index, &l.Owner, &l.Project, &lent); err != nil {
+		if err := rows.Scan(&l.Session, &l.GPU, &l.Index, &l.Owner, &l.Project, &l.Share, &lent); err != nil {
 			return nil, err
 		}
 		l.Lent = db.Time(lent)

@@ -2,7 +2,10 @@ package sessions
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"github.com/ds01/ds01/gpu"
 )
 
 // An Attachment is one connection's hold on a session. Its methods may be
@@ -12,8 +15,12 @@ type Attachment struct {
 	Container Container
 	Launched  bool          // this attach waited for a launch
 	Took      time.Duration // how long it waited
+	InLine    time.Duration // of which the launch was in line for a GPU
 
 	life    *life
+	began   bool    // this attach began the launch
+	now     bool    // does not wait in line
+	files   bool    // only moves files
 	project Project // as found for who attaches
 	notices chan string
 	revoked chan error // holds one
@@ -28,23 +35,29 @@ const reasonTime = 5 * time.Second
 // returns. If ctx ends, the launch goes on for the others. While the last
 // session is retiring, Attach waits for its end and then launches the next.
 func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
-	return m.attach(ctx, p, false, step)
+	return m.attach(ctx, p, Attachment{}, step)
+}
+
+// AttachNow is Attach for who does not wait in line: if no GPU is free, it is
+// refused with an error that says who has them (ExitNoGPU).
+func (m *Manager) AttachNow(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
+	return m.attach(ctx, p, Attachment{now: true}, step)
 }
 
 // AttachFiles is Attach for who only moves files: without a session of p's it
 // launches a files session.
 func (m *Manager) AttachFiles(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
-	return m.attach(ctx, p, true, step)
+	return m.attach(ctx, p, Attachment{files: true}, step)
 }
 
-func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(Step)) (*Attachment, error) {
+func (m *Manager) attach(ctx context.Context, p Project, as Attachment, step func(Step)) (*Attachment, error) {
 	began := time.Now()
 	if step == nil {
 		step = func(Step) {}
 	}
 	for {
-		a := &Attachment{project: p, notices: make(chan string, 8), revoked: make(chan error, 1)}
-		s, w, err := m.join(p, files, a)
+		a := &Attachment{project: p, now: as.now, files: as.files, notices: make(chan string, 8), revoked: make(chan error, 1)}
+		s, w, err := m.join(p, a)
 		switch {
 		case err != nil:
 			return nil, err
@@ -69,6 +82,9 @@ func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(S
 		a.Took = time.Since(began)
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		if a.Launched {
+			a.InLine = min(s.waited, a.Took)
+		}
 		a.Session, a.Container = s.snapshot(), s.container
 		return a, nil
 	}
@@ -76,11 +92,11 @@ func (m *Manager) attach(ctx context.Context, p Project, files bool, step func(S
 
 // join gives a a hold on p's session: at once, or with a waiter for the
 // launch. Without either the session is retiring.
-func (m *Manager) join(p Project, files bool, a *Attachment) (*life, *waiter, error) {
+func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.bySlot[slot{p.ID, false, p.ReadOnly}]
-	if files && (s == nil || s.state == Retiring) {
+	if a.files && (s == nil || s.state == Retiring || s.line != nil) {
 		s = m.bySlot[slot{p.ID, true, p.ReadOnly}]
 	}
 	switch {
@@ -91,7 +107,7 @@ func (m *Manager) join(p Project, files bool, a *Attachment) (*life, *waiter, er
 	case s == nil && m.drain != nil:
 		return nil, nil, m.drain.refusal()
 	case s == nil:
-		s = m.begin(p, files)
+		s, a.began = m.begin(p, a.files), true
 	case s.project.Ref != p.Ref: // p was deleted, and its ID is another's now
 		return nil, nil, errNoProject(p.Name)
 	case s.state == Retiring:
@@ -117,6 +133,10 @@ func (m *Manager) leave(s *life, w *waiter, a *Attachment) {
 	delete(s.waiting, w)
 	if a != nil {
 		s.release(a)
+	}
+	if s.line != nil && len(s.waiting) == 0 && s.state == Launching {
+		s.state = Retiring // who comes now waits for the end of this, and then anew
+		s.cancel(errNobodyWaits)
 	}
 }
 
@@ -144,6 +164,7 @@ func (w *waiter) add(step Step) {
 // failed, or a may not wait any more, or ctx ends.
 func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) error {
 	s := a.life
+	queued := false
 	pass := func() error {
 		s.m.mu.Lock()
 		steps, err := w.steps, s.err
@@ -151,6 +172,7 @@ func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) erro
 		s.m.mu.Unlock()
 		for _, one := range steps {
 			step(one)
+			queued = one.Name == StepQueued
 		}
 		return err
 	}
@@ -158,6 +180,9 @@ func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) erro
 		select {
 		case <-w.wake:
 			_ = pass() // a failure is told when it is undone
+			if queued && a.now {
+				return s.m.errNoneFree(ctx, a.project)
+			}
 		case <-s.launched:
 			_ = pass()
 			return nil
@@ -190,6 +215,24 @@ func (s *life) awaitOver(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Differs says that the session was there already with something else than this
+// login has asked for; else it is "".
+func (a *Attachment) Differs() string {
+	once := a.project.Once
+	if once == nil || a.began || a.Session.Files {
+		return ""
+	}
+	has := gpu.Want{Count: len(a.Session.GPUs)}
+	if has.Count > 0 {
+		has.Profile = a.Session.GPUs[0].Profile
+	}
+	if has == *once {
+		return ""
+	}
+	return fmt.Sprintf("%s runs already, with %s and not with %s; for that, retire it first: container retire %s",
+		a.project.Name, has.Words(), once.Words(), a.project.Name)
 }
 
 // TellPrevious returns what became of the project's last session ("ended 02:14

@@ -105,6 +105,11 @@ func (m *Manager) setDrain(d *Drain) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.drain = d
+	for _, s := range m.lives {
+		if d != nil && s.line != nil {
+			s.cancel(d.refusal())
+		}
+	}
 }
 
 // Draining returns why nothing new is launched, or nil.

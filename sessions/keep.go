@@ -33,6 +33,12 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	if err != nil {
 		return Session{}, err
 	}
+	m.mu.Lock()
+	waits := s.line != nil
+	m.mu.Unlock()
+	if waits {
+		return Session{}, fault.New(fault.ExitFailed, "keep it when it has one", "project %q waits for a GPU", ref.Name)
+	}
 	select {
 	case <-s.launched:
 	case <-s.over:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,16 +43,15 @@ func (m *Manager) launch(s *life) error {
 	if err != nil {
 		return err
 	}
-	devices, err := m.devices(ctx, s)
-	if err != nil {
-		return err
-	}
-	if err := m.lease(ctx, s, owner, account, devices); err != nil {
+	m.mu.Lock()
+	s.owner, s.account = owner, account
+	m.mu.Unlock()
+	if err := m.take(ctx, s); err != nil {
 		return err
 	}
 	m.onStep(s, Step{Name: StepLeased})
 
-	spec, err := m.spec(s, owner, account)
+	spec, err := m.spec(s)
 	if err != nil {
 		return err
 	}
@@ -94,12 +95,30 @@ func (m *Manager) accounts(ctx context.Context, p Project) (owner, holder Accoun
 	return owner, holder, nil
 }
 
-// devices returns what GPUs there are, if s wants any. Unknown is not free:
-// without an answer nothing is lent.
-func (m *Manager) devices(ctx context.Context, s *life) ([]gpu.Device, error) {
-	if s.project.GPUs == 0 || s.files {
-		return nil, nil
+// take records s with the GPUs that it wants, once it is its turn.
+func (m *Manager) take(ctx context.Context, s *life) error {
+	var devices []gpu.Device
+	if want := s.project.want(); want.Count > 0 && !s.files {
+		var err error
+		if devices, err = m.devices(ctx); err != nil {
+			return err
+		}
 	}
+	line, err := m.lease(ctx, s, devices, false)
+	if err != nil || line == nil {
+		return err
+	}
+	got, err := m.stand(ctx, s, line)
+	if err != nil || got {
+		return err
+	}
+	_, err = m.lease(ctx, s, nil, true)
+	return err
+}
+
+// devices returns what GPUs there are. Unknown is not free: without an answer
+// nothing is lent.
+func (m *Manager) devices(ctx context.Context) ([]gpu.Device, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	devices, err := m.Probe.Devices(ctx)
@@ -114,76 +133,135 @@ func (m *Manager) devices(ctx context.Context, s *life) ([]gpu.Device, error) {
 	return devices, nil
 }
 
+// A plan is what a session is going to be recorded with.
+type plan struct {
+	project         Project
+	want            gpu.Want
+	image, previous string
+}
+
 // lease writes the session and its leases, in one transaction: before this
-// nothing exists, after it everything can be found again.
-func (m *Manager) lease(ctx context.Context, s *life, owner, account Account, devices []gpu.Device) error {
+// nothing exists, after it everything can be found again. If others come first,
+// s is in line instead, and the wait is returned. Without: it takes no GPU,
+// whatever the project wants.
+func (m *Manager) lease(ctx context.Context, s *life, devices []gpu.Device, without bool) (*wait, error) {
 	if err := context.Cause(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	var project Project
-	var gpus []gpu.Device
-	var image, previous string
+	var made plan
+	var grants []gpu.Grant
+	var line *wait
 	var refused bool
 	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) (err error) {
 		defer func() { refused = err != nil }()
-		project, err = freshProject(ctx, tx, s.project) // it may have changed since the login found it
+		made, err = m.plan(ctx, tx, s)
 		if err != nil {
 			return err
 		}
-		if project.ReadOnly {
-			if err := checkMember(ctx, tx, project); err != nil {
-				return err
+		if made.want.Count == 0 || s.files || without {
+			grants = []gpu.Grant{{Session: s.id}}
+			return m.store(ctx, tx, s, made)
+		}
+		admit := func(ctx context.Context, tx *sql.Tx, session string) (bool, error) {
+			if session == s.id {
+				return true, m.store(ctx, tx, s, made)
 			}
-			project.GPUs = min(project.GPUs, account.Policy.GPUs) // who may have none can read all the same
+			return m.admit(ctx, tx, session)
 		}
-		if err := checkCount(ctx, tx, account, s.files); err != nil {
-			return err
-		}
-		if !s.files {
-			if previous, err = previousEnd(ctx, tx, project, time.Now()); err != nil {
-				return err
-			}
-		}
-		if image, err = m.image(ctx, tx, owner, project); err != nil {
-			return err
-		}
-		if err := storeLaunching(ctx, tx, s, image); err != nil {
-			return err
-		}
-		if project.GPUs == 0 || s.files {
-			return nil
-		}
-		gpus, err = m.Ledger.Lend(ctx, tx, devices, gpu.Request{
+		grants, err = m.Ledger.Lend(ctx, tx, devices, gpu.Request{
 			Session: s.id,
-			Owner:   project.holder(),
-			Project: project.heldAs(),
-			Count:   project.GPUs,
-			Limit:   account.Policy.GPUs,
-		})
-		return err
+			Owner:   made.project.holder(),
+			Project: made.project.heldAs(),
+			Want:    made.want,
+			Limit:   s.account.Policy.GPUs,
+			Weight:  s.account.Policy.Weight,
+		}, admit)
+		if err != nil || slices.ContainsFunc(grants, func(g gpu.Grant) bool { return g.Session == s.id }) {
+			return err
+		}
+		line = m.joinLine(s, made)
+		return record(ctx, tx, "queue.joined", made.project.User, made.project.Ref, s.id, "for "+made.want.Words())
 	})
 	if err != nil {
 		m.mu.Lock()
 		s.stored = !refused // the commit may have happened all the same
+		s.line = nil
+		m.doubt = m.doubt || !refused
 		m.mu.Unlock()
-		return m.explainLend(ctx, err, project, len(devices))
+		return nil, m.explainLend(ctx, err, made, devices)
 	}
+	m.served(grants)
+	return line, nil
+}
+
+// plan checks that s may be launched now, and finds out with what.
+func (m *Manager) plan(ctx context.Context, tx *sql.Tx, s *life) (made plan, err error) {
+	m.mu.Lock()
+	owner, account := s.owner, s.account
+	m.mu.Unlock()
+	p, err := freshProject(ctx, tx, s.project) // it may have changed since the login found it
+	made.project = p
+	if err != nil {
+		return made, err
+	}
+	made.want = p.want()
+	if p.ReadOnly {
+		if err := checkMember(ctx, tx, p); err != nil {
+			return made, err
+		}
+		if p.Once == nil { // who may have none can read all the same
+			made.want = atMost(made.want, account.Policy.GPUs)
+		}
+	}
+	if err := checkCount(ctx, tx, account, s.files); err != nil {
+		return made, err
+	}
+	if !s.files {
+		if made.previous, err = previousEnd(ctx, tx, p, time.Now()); err != nil {
+			return made, err
+		}
+	}
+	made.image, err = m.image(ctx, tx, owner, p)
+	return made, err
+}
+
+// store makes s's row.
+func (m *Manager) store(ctx context.Context, tx *sql.Tx, s *life, made plan) error {
+	m.mu.Lock()
+	s.plan, s.began = made, time.Now()
+	m.mu.Unlock()
+	return storeLaunching(ctx, tx, s, made.image)
+}
+
+// served tells lives what they have been given, now that it is sure.
+func (m *Manager) served(grants []gpu.Grant) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.stored, s.image, s.gpus, s.previous = true, image, gpus, previous
-	s.project, s.limits = project, account.Policy.Limits
-	if s.files {
-		s.limits = filesLimits(s.limits)
+	for _, g := range grants {
+		s := m.lives[g.Session]
+		if s == nil {
+			continue // the end of its launch finds its row
+		}
+		s.stored, s.gpus = true, g.Devices
+		s.project, s.image, s.previous = s.plan.project, s.plan.image, s.plan.previous
+		s.limits = s.account.Policy.Limits
+		if s.files {
+			s.limits = filesLimits(s.limits)
+		}
+		if s.line != nil {
+			s.waited = time.Since(s.line.since)
+			close(s.line.come)
+			s.line = nil
+		}
+		s.log.Info("session launching", "user", s.project.holder(), "gpu", indexes(s.gpus), "image", s.image)
 	}
-	s.log.Info("session launching", "user", project.holder(), "gpu", indexes(gpus), "image", image)
-	return nil
 }
 
 // spec checks and makes the directories that the container needs, and returns
 // what the Runtime needs to know. It is the owner who is in the container, with
-// what account may.
-func (m *Manager) spec(s *life, owner, account Account) (Spec, error) {
-	cfg := m.Config()
+// what the holder may.
+func (m *Manager) spec(s *life) (Spec, error) {
+	cfg, owner, account := m.Config(), s.owner, s.account
 	workspace, err := m.workspace(s.project.Ref)
 	if err != nil {
 		return Spec{}, err
@@ -247,7 +325,11 @@ func (m *Manager) abandon(s *life, err error) {
 	if s.reason == "" { // else it was retired meanwhile
 		s.reason = "launch failed: " + fault.For(err).Say
 	}
-	s.log.Warn("launch failed", "err", err)
+	if errors.Is(err, errNobodyWaits) {
+		s.log.Info("left the line for a GPU")
+	} else {
+		s.log.Warn("launch failed", "err", err)
+	}
 	m.mu.Unlock()
 
 	// Close ends m.ctx and waits for this.

@@ -68,7 +68,7 @@ func TestGPUsNeverHaveTwoHolders(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, p := range projects {
 		wg.Go(func() {
-			a, err := w.Attach(t.Context(), p, nil)
+			a, err := w.AttachNow(t.Context(), p, nil)
 			if err != nil {
 				is(t, err, fault.ExitNoGPU, "no GPU is free", "GPU 0 is held by user", "GPU 3 is held by user", "UTC")
 				return

@@ -22,6 +22,8 @@ type life struct {
 	project Project
 	files   bool          // only moves files
 	limits  config.Limits // in force since its launch
+	owner   Account       // whose files it has; these two are its launch's
+	account Account       // whom it counts for
 	log     *slog.Logger
 
 	launch   context.Context // what its launch runs on
@@ -32,7 +34,10 @@ type life struct {
 	over     chan struct{} // closed once its lease is released, too
 
 	state     State
-	stored    bool // whether it has, or may have, a row
+	stored    bool          // whether it has, or may have, a row
+	line      *wait         // nil unless it waits for GPUs
+	waited    time.Duration // how long it did
+	plan      plan          // what its row has
 	image     string
 	began     time.Time
 	idleSince time.Time

@@ -50,7 +50,7 @@ func TestReadOnlySession(t *testing.T) {
 		w := newWorld(t, func(c *config.Config) {
 			c.Limits.GPUs, c.Limits.Sessions = 1, 1
 			c.Users["rita"] = config.Overlay{IdleTimeout: new(config.Duration(5 * time.Minute))}
-			c.Users["guest"] = config.Overlay{GPUs: new(0)}
+			c.Users["guest"] = config.Overlay{GPUs: new(0.0)}
 		})
 		p := w.project("alice", "thesis", 1)
 		own := w.attach(p)

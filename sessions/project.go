@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 )
@@ -26,13 +27,13 @@ func errNoProject(name string) error {
 	return fault.New(fault.ExitNoSuch, "list yours with: project list", "no project %q", name)
 }
 
-const projectColumns = `p.id, p.owner, p.name, p.image, p.gpus, p.created`
+const projectColumns = `p.id, p.owner, p.name, p.image, p.gpus, p.profile, p.created`
 
 // scanProject reads projectColumns, and into more what the query adds.
 func scanProject(row interface{ Scan(...any) error }, more ...any) (Project, error) {
 	var p Project
 	var created int64
-	err := row.Scan(append([]any{&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &created}, more...)...)
+	err := row.Scan(append([]any{&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &p.Profile, &created}, more...)...)
 	p.Created = db.Time(created)
 	return p, err
 }
@@ -139,15 +140,15 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	p.TookOver, p.Created = !made, db.Time(db.Millis(time.Now()))
 	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
 		err := tx.QueryRowContext(ctx,
-			`INSERT INTO projects (owner, name, image, gpus, created) VALUES (?, ?, ?, ?, ?) RETURNING id`,
-			p.Owner, p.Name, p.Image, p.GPUs, db.Millis(p.Created)).Scan(&p.ID)
+			`INSERT INTO projects (owner, name, image, gpus, profile, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id`,
+			p.Owner, p.Name, p.Image, p.GPUs, p.Profile, db.Millis(p.Created)).Scan(&p.ID)
 		switch {
 		case db.IsUnique(err):
 			return errExists(p.Name)
 		case err != nil:
 			return err
 		}
-		detail := fmt.Sprintf("%d GPUs, workspace %s", p.GPUs, dir.path())
+		detail := fmt.Sprintf("%s, workspace %s", p.want().Words(), dir.path())
 		if p.TookOver {
 			detail += " taken over as it was"
 		}
@@ -203,12 +204,15 @@ func (m *Manager) check(ctx context.Context, p Project) (Account, error) {
 	if err != nil {
 		return Account{}, fmt.Errorf("owner of project %s: %w", p.Ref, err)
 	}
-	switch limit := account.Policy.GPUs; {
+	limit := account.Policy.GPUs
+	switch {
 	case p.GPUs < 0:
 		return Account{}, fault.New(fault.ExitFailed, "ask for 0 or more", "a project cannot have %s", count(p.GPUs, "GPU"))
-	case p.GPUs > limit:
-		return Account{}, fault.New(fault.ExitDenied, fmt.Sprintf("ask for at most %d, or your administrator for more", limit),
-			"%s may use %s at once, not %d", p.Owner, count(limit, "GPU"), p.GPUs)
+	case p.Profile == "" && float64(p.GPUs) > limit, p.Profile != "" && limit == 0:
+		return Account{}, fault.New(fault.ExitDenied, fmt.Sprintf("ask for at most %v, or your administrator for more", limit),
+			"%s may use %s at once, not %s", p.Owner, gpus(limit), p.want().Words())
+	case p.Profile != "" && !gpu.IsProfile(p.Profile):
+		return Account{}, fault.New(fault.ExitFailed, "a profile looks like 1g.10gb", "%q cannot be a MIG profile's name", p.Profile)
 	case p.Image != "" && !validImage.MatchString(p.Image):
 		return Account{}, fault.New(fault.ExitFailed, "an image looks like nvidia/cuda:12.4.1-devel-ubuntu22.04",
 			"%q cannot be an image's name", p.Image)
@@ -239,20 +243,20 @@ func (m *Manager) Set(ctx context.Context, by string, p Project) error {
 		return err
 	}
 	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `UPDATE projects SET image = ?, gpus = ? WHERE owner = ? AND name = ?`,
-			p.Image, p.GPUs, p.Owner, p.Name)
+		res, err := tx.ExecContext(ctx, `UPDATE projects SET image = ?, gpus = ?, profile = ? WHERE owner = ? AND name = ?`,
+			p.Image, p.GPUs, p.Profile, p.Owner, p.Name)
 		if err != nil {
 			return err
 		}
 		if n, err := res.RowsAffected(); err != nil || n == 0 {
 			return cmp.Or(err, errNoProject(p.Name))
 		}
-		return record(ctx, tx, "project.changed", by, p.Ref, "", fmt.Sprintf("%d GPUs, image %q", p.GPUs, p.Image))
+		return record(ctx, tx, "project.changed", by, p.Ref, "", fmt.Sprintf("%s, image %q", p.want().Words(), p.Image))
 	})
 	if err != nil {
 		return fmt.Errorf("set project %s: %w", p.Ref, err)
 	}
-	m.Log.Info("project changed", "project", p.Ref.String(), "user", by, "gpus", p.GPUs, "image", p.Image)
+	m.Log.Info("project changed", "project", p.Ref.String(), "user", by, "gpus", p.want().String(), "image", p.Image)
 	return nil
 }
 
@@ -282,8 +286,21 @@ func (m *Manager) Delete(ctx context.Context, by string, ref Ref) error {
 		return fmt.Errorf("delete project %s: %w", ref, err)
 	}
 	m.Log.Info("project deleted", "project", ref.String(), "user", by)
+	for s, line := range m.inLine() {
+		if line.project.Ref == ref {
+			s.cancel(errNoProject(ref.Name))
+		}
+	}
 	m.spawn(func() { m.prune(m.ctx, ref) })
 	return nil
+}
+
+// gpus returns a limit in words: "1 GPU", "0.5 GPUs".
+func gpus(limit float64) string {
+	if limit == 1 {
+		return "1 GPU"
+	}
+	return fmt.Sprintf("%v GPUs", limit)
 }
 
 // count returns n things in words: "1 GPU", "3 GPUs".

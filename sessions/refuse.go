@@ -47,42 +47,55 @@ func explainDB(err error) error {
 	return err
 }
 
-// explainLend says why p gets no GPU, in terms of who has them. Other errors
-// pass through.
-func (m *Manager) explainLend(ctx context.Context, err error, p Project, there int) error {
-	over, isOver := errors.AsType[*gpu.OverLimit](err)
-	switch {
-	case errors.Is(err, gpu.ErrNeverFits):
+// explainLend says why a session gets no GPU and cannot wait for one. Other
+// errors pass through.
+func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices []gpu.Device) error {
+	p, want := made.project, made.want
+	if errors.Is(err, gpu.ErrNeverFits) {
+		lendable := 0
+		for _, d := range devices {
+			if want.Takes(d) {
+				lendable++
+			}
+		}
+		hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, lendable)
+		if want.Profile != "" || p.Once != nil {
+			hint = "ask for something else: +cpu, +gpus1, …"
+		}
 		return &fault.Error{
 			Exit: fault.ExitFailed,
-			Say:  fmt.Sprintf("project %q asks for %s, and this machine has %d", p.Name, count(p.GPUs, "GPU"), there),
-			Hint: p.hint(fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, there)),
+			Say:  fmt.Sprintf("project %q asks for %s, and this machine has %s", p.Name, want.Words(), gpu.Offer(devices)),
+			Hint: p.hint(hint),
 			Err:  err,
 		}
-	case !isOver && !errors.Is(err, gpu.ErrNoneFree):
+	}
+	over, isOver := errors.AsType[*gpu.OverLimit](err)
+	if !isOver {
 		return err
 	}
 	leases, listErr := m.Ledger.Leases(ctx)
 	if listErr != nil {
 		return errors.Join(err, listErr)
 	}
-	if isOver {
-		return explainOver(over, p, leases)
+	return explainOver(over, made, leases)
+}
+
+// errNoneFree says who has the GPUs, to somebody who does not wait for one.
+func (m *Manager) errNoneFree(ctx context.Context, p Project) error {
+	leases, err := m.Ledger.Leases(ctx)
+	if err != nil {
+		return explainDB(err)
 	}
 	held := make([]string, len(leases))
 	for i, l := range leases {
 		held[i] = fmt.Sprintf("GPU %d is held by %s since %s UTC", l.Index, l.Owner, l.Lent.Format("15:04"))
 	}
 	say := "no GPU is free: "
-	if free := there - len(leases); free > 0 {
-		say = fmt.Sprintf("%s wanted, %d free: ", count(p.GPUs, "GPU"), free)
+	if want := p.want(); want != (gpu.Want{Count: 1}) {
+		say = want.Words() + " wanted, which are not free: "
 	}
-	return &fault.Error{
-		Exit: fault.ExitNoGPU,
-		Say:  say + strings.Join(held, ", "),
-		Hint: p.hint(fmt.Sprintf("try again later, or go on without: project set %s --gpus 0", p.Name)),
-		Err:  err,
-	}
+	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project set %s --gpus 0", p.Name, p.Name)),
+		"%s%s", say, strings.Join(held, ", "))
 }
 
 // hint is what to do about p, of which only its owner can change anything.
@@ -94,7 +107,8 @@ func (p Project) hint(change string) string {
 }
 
 // explainOver says what the holder's own sessions have.
-func explainOver(over *gpu.OverLimit, p Project, leases []gpu.Lease) error {
+func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease) error {
+	p := made.project
 	f := &fault.Error{Exit: fault.ExitDenied, Err: over}
 	var own []string
 	for _, l := range leases {
@@ -104,11 +118,11 @@ func explainOver(over *gpu.OverLimit, p Project, leases []gpu.Lease) error {
 		}
 	}
 	if len(own) == 0 {
-		f.Say = fmt.Sprintf("%s may use %s at once, and project %q asks for %d", p.holder(), count(over.Limit, "GPU"), p.Name, over.Asked)
-		f.Hint = fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, over.Limit)
+		f.Say = fmt.Sprintf("%s may use %s at once, and project %q asks for %s", p.holder(), gpus(over.Limit), p.Name, made.want.Words())
+		f.Hint = fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, int(over.Limit))
 		return f
 	}
-	f.Say = fmt.Sprintf("%s may use %s at once: %s", p.holder(), count(over.Limit, "GPU"), strings.Join(own, ", "))
+	f.Say = fmt.Sprintf("%s may use %s at once: %s", p.holder(), gpus(over.Limit), strings.Join(own, ", "))
 	return f
 }
 
@@ -119,7 +133,7 @@ func indexes(devices []gpu.Device) string {
 	}
 	list := make([]string, len(devices))
 	for i, d := range devices {
-		list[i] = fmt.Sprint(d.Index)
+		list[i] = d.Label()
 	}
 	return "GPU " + strings.Join(list, ", ")
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -181,20 +182,43 @@ func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
 	s.closeGone()
 	m.mu.Unlock()
 	m.onStep(s, Step{Name: StepStopped})
+	m.settle(ctx, s)
 
 	at := time.Now()
-	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+	devices, serve := m.lendable(ctx)
+	var grants []gpu.Grant
+	err := m.writer.now(func(ctx context.Context, tx *sql.Tx) (err error) {
 		if err := m.Ledger.Release(ctx, tx, s.id); err != nil {
 			return err
 		}
-		return storeEnded(ctx, tx, s, at)
+		if err := storeEnded(ctx, tx, s, at); err != nil || !serve {
+			return err
+		}
+		grants, err = m.Ledger.Serve(ctx, tx, devices, m.admit) // what it had is the next one's at once
+		return err
 	})
 	if err != nil {
+		m.doubtful()
 		return fmt.Errorf("record the end of session %s: %w", s.id, err)
 	}
+	m.served(grants)
+	m.lookAtLine()
 	m.forget(s)
 	s.log.Info("session ended", "reason", s.reason, "user", s.by)
 	return nil
+}
+
+// settle has the GPUs of s looked at, which nobody uses any more.
+func (m *Manager) settle(ctx context.Context, s *life) {
+	m.mu.Lock()
+	held := len(s.gpus) > 0
+	m.mu.Unlock()
+	if m.Settle == nil || !held {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	m.Settle(ctx, s.id)
 }
 
 // storeRetiring has the database say that s retires, and why.

@@ -134,6 +134,7 @@ const (
 // kill the gateway in.
 const (
 	StepWaiting  StepName = "waiting"  // for the last session to end
+	StepQueued   StepName = "queued"   // in line for a GPU; repeats as that goes on
 	StepRetiring StepName = "retiring" // the session is recorded as retiring
 	StepStopped  StepName = "stopped"  // the container is gone, the lease is not
 )

@@ -31,12 +31,14 @@ type Project struct {
 	Ref
 	Image   string // "" means the role's or the site's
 	GPUs    int    // how many a session of it gets
+	Profile string // of the one MIG instance that it gets in the place of GPUs, or ""
 	Created time.Time
 
 	// User is who Find or Projects has looked for it for, or "", and ReadOnly
 	// whether they may only read it.
 	User     string
 	ReadOnly bool
+	Once     *gpu.Want // what this login asks for, if not what the project does
 
 	Start Start // what Create puts into its new workspace
 
@@ -110,12 +112,16 @@ type Manager struct {
 	// who is in there acts as the owner. ctx ends with the container, and with
 	// Close, which waits for it.
 	OnUp func(ctx context.Context, s Session, c Container)
+	// Settle, unless nil, is called for a session with GPUs whose container is
+	// gone, before they are released: it may have left something on them.
+	Settle func(ctx context.Context, session string)
 
 	ctx    context.Context // from Start to Close
 	stop   context.CancelCauseFunc
 	work   sync.WaitGroup // every goroutine but the writer
 	writer *writer
 	wake   chan struct{} // asks for a reconciliation; holds one
+	usher  chan struct{} // asks for a look at the line; holds one
 
 	builds builds
 
@@ -130,6 +136,7 @@ type Manager struct {
 	away    chan struct{}    // closed while lost
 	unready error            // why nothing may be launched now, or nil
 	drain   *Drain           // why nothing shall be launched, or nil
+	doubt   bool             // whether somebody may have been served without being told
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life
@@ -153,9 +160,14 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
-	m.wake, m.away = make(chan struct{}, 1), make(chan struct{})
+	m.wake, m.usher, m.away = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)
+	if err := m.writer.now(m.Ledger.Disperse); err != nil {
+		m.stop(errClosed)
+		m.writer.close()
+		return err
+	}
 
 	if err := m.reconcile(ctx); err != nil {
 		m.Log.Warn("no session can be launched yet", "err", err)
@@ -163,6 +175,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.spawn(m.sweep)
 	m.spawn(m.reconciler)
+	m.spawn(m.ushers)
 	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
 	return context.Cause(ctx)
 }

@@ -81,7 +81,7 @@ func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
 	case err != nil:
 		return p, fmt.Errorf("read project %s: %w", p.Ref, err)
 	}
-	now.User, now.ReadOnly = p.User, p.ReadOnly
+	now.User, now.ReadOnly, now.Once = p.User, p.ReadOnly, p.Once
 	return now, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +32,9 @@ func TestWalk(t *testing.T) {
 type walker struct {
 	*world
 	projects []sessions.Project
-	held     []*sessions.Attachment
+
+	mu   sync.Mutex // guards held
+	held []*sessions.Attachment
 }
 
 func walk(t *testing.T, numbers []int) {
@@ -52,6 +55,8 @@ func walk(t *testing.T, numbers []int) {
 	// The weather clears, everybody leaves, and time passes.
 	w.fake.SetHook(nil)
 	w.fake.Recover()
+	time.Sleep(30 * time.Minute) // for those in the background
+	synctest.Wait()
 	for _, a := range w.held {
 		a.Detach()
 	}
@@ -66,12 +71,13 @@ func (w *walker) step(number, pick int) string {
 	p := w.projects[pick%len(w.projects)]
 	switch number {
 	default:
-		a, err := w.Attach(w.t.Context(), p, nil)
-		if err == nil {
-			w.held = append(w.held, a)
-		}
-		return fmt.Sprintf("attach to %s: %v", p.Ref, err)
+		return fmt.Sprintf("attach to %s: %v", p.Ref, w.enter(p, time.Minute))
+	case 5:
+		go func() { _ = w.enter(p, 30*time.Minute) }() // in line, if need be
+		return "attach in the background to " + p.String()
 	case 6, 7, 8:
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if len(w.held) > 0 {
 			i := pick % len(w.held)
 			w.held[i].Detach()
@@ -111,10 +117,26 @@ func (w *walker) step(number, pick int) string {
 			}
 			w.fake = w.fake.Again()
 		}
+		w.mu.Lock()
 		w.held = nil
+		w.mu.Unlock()
 		w.restart()
 		return "restart"
 	}
+}
+
+// enter attaches to p, waiting for no longer than patience.
+func (w *walker) enter(p sessions.Project, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	a, err := w.Attach(ctx, p, nil)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = append(w.held, a)
+	return nil
 }
 
 // look fails the test if something is wrong now, after what.

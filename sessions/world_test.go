@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,25 @@ type world struct {
 	cfg  *config.Config
 	gpus *probe
 	down func() // stops this gateway, politely
+
+	settings sync.Mutex // guards cfg where a test reloads it
+}
+
+// config returns the settings in force.
+func (w *world) config() *config.Config {
+	w.settings.Lock()
+	defer w.settings.Unlock()
+	return w.cfg
+}
+
+// reload puts a user's entry into the settings, as a reload does.
+func (w *world) reload(user string, o config.Overlay) {
+	w.settings.Lock()
+	defer w.settings.Unlock()
+	next := *w.cfg
+	next.Users = maps.Clone(next.Users)
+	next.Users[user] = o
+	w.cfg = &next
 }
 
 // A probe is a gpu.Probe that says what it is told to.
@@ -51,6 +71,12 @@ func (p *probe) fail(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.err = err
+}
+
+func (p *probe) set(devices []gpu.Device) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.devices = devices
 }
 
 // newWorld starts a Manager with the default limits, as change has them.
@@ -88,9 +114,11 @@ func (w *world) start(onStep func(session string, s sessions.Step)) {
 		Probe:   w.gpus,
 		Runtime: w.fake,
 		Log:     log,
-		Config:  func() *config.Config { return w.cfg },
-		Account: func(ctx context.Context, user string) (sessions.Account, error) { return account(ctx, d, w.cfg, user) },
-		OnStep:  onStep,
+		Config:  w.config,
+		Account: func(ctx context.Context, user string) (sessions.Account, error) {
+			return account(ctx, d, w.config(), user)
+		},
+		OnStep: onStep,
 	}
 	w.Manager = m
 	w.down = func() {

@@ -153,7 +153,7 @@ func TestConfigCheckTellsEveryLine(t *testing.T) {
 	write(t, path, "listen: here\nlimits:\n  gpus: many\n")
 	stdout, stderr, exit := ds01(t, "config", "check", "--config", path)
 	lines := strings.Split(strings.TrimSpace(stderr), "\n")
-	if exit != 1 || stdout != "" || len(lines) != 3 || !strings.HasPrefix(lines[2], path+":3: limits.gpus: want a whole number") {
+	if exit != 1 || stdout != "" || len(lines) != 3 || !strings.HasPrefix(lines[2], path+":3: limits.gpus: want a number") {
 		t.Errorf("exit %d, stdout %q, stderr\n%s", exit, stdout, stderr)
 	}
 	stdout, stderr, exit = ds01(t, "config", "check", "--json", "--config", path)
@@ -267,10 +267,11 @@ func TestServeRefuses(t *testing.T) {
 func TestKeepOpened(t *testing.T) {
 	old, next := config.Default(), config.Default()
 	next.Listen, next.UIDs.Last, next.Limits.GPUs = ":22", 7, 5
-	if differ := keepOpened(next, old); strings.Join(differ, " ") != "listen uids" {
+	next.GPUs.SimulatedMIG = []string{"1g.10gb"}
+	if differ := keepOpened(next, old); strings.Join(differ, " ") != "listen gpus uids" {
 		t.Errorf("differ = %v", differ)
 	}
-	if next.Listen != old.Listen || next.UIDs != old.UIDs || next.Limits.GPUs != 5 {
+	if next.Listen != old.Listen || next.UIDs != old.UIDs || len(next.GPUs.SimulatedMIG) > 0 || next.Limits.GPUs != 5 {
 		t.Errorf("next = %+v", next)
 	}
 }

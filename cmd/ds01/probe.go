@@ -1,22 +1,29 @@
 package main
 
 import (
+	"context"
+	"database/sql"
 	"errors"
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/nvml"
+	"github.com/ds01/ds01/internal/observe"
+	"github.com/ds01/ds01/sessions"
 )
 
-// probe returns where GPUs come from.
-func (h *house) probe(c config.GPUs) (gpu.Probe, error) {
+// driver returns where GPUs come from.
+func (h *house) driver(c config.GPUs) (gpu.Driver, error) {
 	switch c.Probe {
 	case "simulated":
 		h.log.Info("GPUs are simulated", "gpus", c.Simulated)
-		return gpu.Simulated(c.Simulated), nil
+		if len(c.SimulatedMIG) > 0 {
+			return gpu.Quiet{Probe: gpu.SimulatedMIG{Simulated: gpu.Simulated(c.Simulated), Profiles: c.SimulatedMIG}}, nil
+		}
+		return gpu.Quiet{Probe: gpu.Simulated(c.Simulated)}, nil
 	case "none":
-		return gpu.Simulated(0), nil
+		return gpu.Quiet{Probe: gpu.None{}}, nil
 	}
 	p, err := nvml.New()
 	switch {
@@ -25,7 +32,34 @@ func (h *house) probe(c config.GPUs) (gpu.Probe, error) {
 		return p, nil
 	case c.Probe == "auto" && errors.Is(err, nvml.ErrNoDriver):
 		h.log.Info("there is no NVIDIA driver: projects get no GPUs", "err", err)
-		return gpu.Simulated(0), nil
+		return gpu.Quiet{Probe: gpu.None{}}, nil
 	}
 	return nil, &fault.Error{Exit: fault.ExitFailed, Say: err.Error(), Hint: "see what nvidia-smi says, or set gpus.probe to none or simulated", Err: err}
+}
+
+// inventory starts to look after the GPUs.
+func (h *house) inventory(ctx context.Context, c config.GPUs, ledger *gpu.Ledger, engine sessions.Runtime) (*gpu.Inventory, error) {
+	driver, err := h.driver(c)
+	if err != nil {
+		return nil, err
+	}
+	i := &gpu.Inventory{
+		Driver: driver, Ledger: ledger, Log: h.log,
+		Sessions: func(ctx context.Context) (map[string]string, error) {
+			found, err := engine.List(ctx)
+			all := map[string]string{}
+			for _, f := range found {
+				all[f.Container] = f.Session
+			}
+			return all, err
+		},
+		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
+			return observe.Record(ctx, tx, observe.Event{Kind: kind, User: by, Detail: detail})
+		},
+	}
+	if err := i.Start(ctx); err != nil {
+		return nil, err
+	}
+	h.opens(i.Close)
+	return i, nil
 }

@@ -38,11 +38,9 @@ func keepOpened(next, old *config.Config) (differ []string) {
 		{"gpus", &next.GPUs, &old.GPUs},
 		{"uids", &next.UIDs, &old.UIDs},
 	} {
-		was := reflect.ValueOf(s.old).Elem()
-		is := reflect.ValueOf(s.next).Elem()
-		if !is.Equal(was) {
+		if !reflect.DeepEqual(s.next, s.old) {
 			differ = append(differ, s.name)
-			is.Set(was)
+			reflect.ValueOf(s.next).Elem().Set(reflect.ValueOf(s.old).Elem())
 		}
 	}
 	return differ

@@ -148,19 +148,19 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	}
 	h.keys = keys.NewStore(d, c.UIDs.First, c.UIDs.Last)
 	h.opens(h.keys.Close)
-	probe, err := h.probe(c.GPUs)
-	if err != nil {
-		return err
-	}
 	engine, err := h.engine(ctx, c, instance)
 	if err != nil {
 		return err
 	}
 
 	ledger := gpu.NewLedger(d)
-	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: probe, Runtime: engine, Builder: engine,
+	gpus, err := h.inventory(ctx, c.GPUs, ledger, engine)
+	if err != nil {
+		return err
+	}
+	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, Runtime: engine, Builder: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
-	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, Probe: probe,
+	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, GPUs: gpus,
 		DB: d, Log: h.log, Config: h.config.Load}
 	manager.OnUp = h.inside(backend)
 	if err := manager.Start(ctx); err != nil {

@@ -21,6 +21,9 @@ var (
 // probes are the kinds of gpus.probe.
 var probes = []string{"auto", "nvml", "simulated", "none"}
 
+// migProfile is what a MIG profile looks like.
+var migProfile = regexp.MustCompile(`^[1-9]g\.[1-9][0-9]{0,3}gb$`)
+
 // A checker notes which values of a Config are not allowed.
 type checker struct {
 	lines    map[string]int
@@ -169,6 +172,9 @@ func (k *checker) machine(c *Config) {
 	k.must(c.GPUs.Simulated >= 0 && c.GPUs.Simulated <= 1024, "gpus.simulated", "must be 0 to 1024")
 	k.must(c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 0, "gpus.probe",
 		"simulated needs gpus.simulated to say how many")
+	for _, p := range c.GPUs.SimulatedMIG {
+		k.must(migProfile.MatchString(p), "gpus.simulated_mig", "%s is not a MIG profile such as 1g.10gb", quote(p))
+	}
 	// Some images keep tables indexed by uid; a huge one fills the disk.
 	k.must(c.UIDs.First > 0 && c.UIDs.First <= math.MaxInt32-1, "uids.first", "must be 1 to 2147483646")
 	k.must(c.UIDs.Last > 0 && c.UIDs.Last <= math.MaxInt32-1, "uids.last", "must be 1 to 2147483646")
@@ -194,14 +200,15 @@ func (k *checker) limits(under string, l Limits) {
 		value int
 		most  int
 	}{
-		{"gpus", l.GPUs, 1024},
 		{"sessions", l.Sessions, 10000},
 		{"pids", l.Pids, 1 << 22},     // the kernel's PID_MAX_LIMIT
 		{"nofile", l.NoFile, 1 << 20}, // the kernel's default fs.nr_open
 	} {
 		k.must(n.value >= 0 && n.value <= n.most, under+"."+n.key, "%d is not 0 to %d", n.value, n.most)
 	}
-	k.must(l.CPUs >= 0 && l.CPUs <= 4096, under+".cpus", "%v is not 0 to 4096", l.CPUs) // NaN is neither
+	k.must(l.GPUs >= 0 && l.GPUs <= 1024, under+".gpus", "%v is not 0 to 1024", l.GPUs) // NaN is neither
+	k.must(l.Weight > 0 && l.Weight <= 1000, under+".weight", "%v is not more than 0 and at most 1000", l.Weight)
+	k.must(l.CPUs >= 0 && l.CPUs <= 4096, under+".cpus", "%v is not 0 to 4096", l.CPUs)
 	k.must(l.Memory == 0 || l.Memory >= 16<<20, under+".memory", "%s is less than 16MiB; 0 is no limit", l.Memory)
 }
 

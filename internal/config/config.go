@@ -23,6 +23,7 @@ type Config struct {
 	Agent       string             `yaml:"agent"`
 	Docker      Docker             `yaml:"docker"`
 	GPUs        GPUs               `yaml:"gpus"`
+	Patience    Duration           `yaml:"queue_patience"` // of a login without a terminal, in line for a GPU
 	UIDs        UIDs               `yaml:"uids"`
 	SSH         SSH                `yaml:"ssh"`
 	Limits      Limits             `yaml:"limits"`
@@ -52,8 +53,9 @@ type Build struct {
 
 // GPUs says where GPUs come from.
 type GPUs struct {
-	Probe     string `yaml:"probe"`     // auto, nvml, simulated or none
-	Simulated int    `yaml:"simulated"` // how many, for probe: simulated
+	Probe        string   `yaml:"probe"`         // auto, nvml, simulated or none
+	Simulated    int      `yaml:"simulated"`     // how many, for probe: simulated
+	SimulatedMIG []string `yaml:"simulated_mig"` // profiles of the MIG instances of the last of them
 }
 
 // UIDs is the range from which users without a host account get a uid.
@@ -79,7 +81,8 @@ type SSH struct {
 
 // Limits bound one user. See Policy for how they are layered.
 type Limits struct {
-	GPUs        int      `yaml:"gpus"`         // at once, over all of a user's sessions; 0 is none
+	GPUs        float64  `yaml:"gpus"`         // at once, over all of a user's sessions, a MIG instance its part; 0 is none
+	Weight      float64  `yaml:"weight"`       // in line for a GPU: with 2, GPU time counts half
 	Sessions    int      `yaml:"sessions"`     // at once; 0 is none
 	CPUs        float64  `yaml:"cpus"`         // per session, as all below; 0 is no limit
 	Memory      Bytes    `yaml:"memory"`       // 0 is no limit
@@ -122,7 +125,8 @@ type Policy struct {
 // it leaves out is nil, which is not the same as zero: idle_timeout: 0 means
 // never.
 type Overlay struct {
-	GPUs        *int           `yaml:"gpus,omitempty"`
+	GPUs        *float64       `yaml:"gpus,omitempty"`
+	Weight      *float64       `yaml:"weight,omitempty"`
 	Sessions    *int           `yaml:"sessions,omitempty"`
 	CPUs        *float64       `yaml:"cpus,omitempty"`
 	Memory      *Bytes         `yaml:"memory,omitempty"`
@@ -154,7 +158,8 @@ func Default() *Config {
 		Images:      []string{"*"},
 		Build:       Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
 		Docker:      Docker{Firewall: true},
-		GPUs:        GPUs{Probe: "auto"},
+		GPUs:        GPUs{Probe: "auto", SimulatedMIG: []string{}},
+		Patience:    Duration(2 * time.Minute),
 		UIDs:        UIDs{First: 200000, Last: 299999},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
@@ -169,6 +174,7 @@ func Default() *Config {
 		},
 		Limits: Limits{
 			GPUs:        1,
+			Weight:      1,
 			Sessions:    3,
 			CPUs:        8,
 			Memory:      32 << 30,
@@ -198,6 +204,7 @@ func (c *Config) Policy(role, user string) Policy {
 // overlay sets in p what o has.
 func (p *Policy) overlay(o Overlay) {
 	override(&p.GPUs, o.GPUs)
+	override(&p.Weight, o.Weight)
 	override(&p.Sessions, o.Sessions)
 	override(&p.CPUs, o.CPUs)
 	override(&p.Memory, o.Memory)

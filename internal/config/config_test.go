@@ -54,7 +54,7 @@ users: { bob: *r }
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "127.0.0.1:0" || len(c.Home.Persist) != 0 || c.GPUs != (GPUs{"simulated", 4}) || len(c.SSH.AcceptEnv) != 1 {
+	if c.Listen != "127.0.0.1:0" || len(c.Home.Persist) != 0 || c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 4 || len(c.SSH.AcceptEnv) != 1 {
 		t.Errorf("got %+v", c)
 	}
 	want := Default().Limits
@@ -115,11 +115,15 @@ func TestProblems(t *testing.T) {
 		{"home: { persist: .cache }", `2: home.persist: want a list`},
 		{"image: 5", `2: image: want text, not the number 5`},
 		{"image: [a]", `2: image: want text, not a list`},
-		{"limits: { gpus: many }", `2: limits.gpus: want a whole number, not the text "many"`},
-		{"limits: { gpus: 1.5 }", `2: limits.gpus: want a whole number, not the number 1.5`},
+		{"limits: { pids: many }", `2: limits.pids: want a whole number, not the text "many"`},
+		{"limits: { pids: 1.5 }", `2: limits.pids: want a whole number, not the number 1.5`},
 		{"limits: { gpus: -1 }", `2: limits.gpus: -1 is not 0 to 1024`},
-		{"limits: { gpus: 99999999999999999999 }", `2: limits.gpus: want a whole number`},
-		{"limits: { gpus: 9223372036854775808 }", `2: limits.gpus: 9223372036854775808 is too large`},
+		{"limits: { gpus: many }", `2: limits.gpus: want a number, not the text "many"`},
+		{"limits: { weight: 0 }", `2: limits.weight: 0 is not more than 0`},
+		{"roles: { guest: { weight: .nan } }", `2: roles.guest.weight: NaN is not more than 0`},
+		{"limits: { gpus: .nan }", `2: limits.gpus: NaN is not 0 to 1024`},
+		{"limits: { pids: 99999999999999999999 }", `2: limits.pids: want a whole number`},
+		{"limits: { pids: 9223372036854775808 }", `2: limits.pids: 9223372036854775808 is too large`},
 		{"limits: { cpus: .nan }", `2: limits.cpus: NaN is not 0 to 4096`},
 		{"limits: { cpus: two }", `2: limits.cpus: want a number`},
 		{"limits: { memory: 1MiB }", `2: limits.memory: 1MiB is less than 16MiB`},
@@ -157,6 +161,7 @@ func TestProblems(t *testing.T) {
 		{"gpus: { probe: magic }", `2: gpus.probe: "magic" is not one of auto, nvml, simulated, none`},
 		{"gpus: { probe: simulated }", `2: gpus.probe: simulated needs gpus.simulated`},
 		{"gpus: { simulated: -1 }", `2: gpus.simulated: must be 0 to 1024`},
+		{"gpus: { simulated_mig: [1g.10gb, big] }", `2: gpus.simulated_mig: "big" is not a MIG profile such as 1g.10gb`},
 		{"uids: { first: 0 }", `2: uids.first: must be 1 to`},
 		{"uids: { first: 300000 }", `2: uids.first: uids.first 300000 is more than uids.last 299999`},
 		{"uids:\n  first: 20\n  last: 10", `4: uids.last: uids.first 20 is more than uids.last 10`},

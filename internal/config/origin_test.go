@@ -5,8 +5,8 @@ import "testing"
 // Every limit is explained, by the entry that has the last word.
 func TestOrigins(t *testing.T) {
 	c := Default()
-	c.Roles["researcher"] = Overlay{GPUs: new(4), IdleTimeout: new(Duration(0)), Forward: ForwardOverlay{X11: new(true)}}
-	c.Users["alice"] = Overlay{GPUs: new(1), Image: new("cuda:12")}
+	c.Roles["researcher"] = Overlay{GPUs: new(4.0), IdleTimeout: new(Duration(0)), Forward: ForwardOverlay{X11: new(true)}}
+	c.Users["alice"] = Overlay{GPUs: new(1.0), Image: new("cuda:12")}
 	want := map[string]Origin{
 		"gpus":          {Value: "1", From: "user"}, // though it is what everybody has
 		"idle_timeout":  {Value: "0", From: "role"},

@@ -53,7 +53,7 @@ type Backend struct {
 	Keys     *keys.Store
 	Sessions *sessions.Manager
 	Ledger   *gpu.Ledger
-	Probe    gpu.Probe
+	GPUs     *gpu.Inventory
 	DB       *sql.DB
 	Log      *slog.Logger
 	Config   func() *config.Config // the settings in force

@@ -3,6 +3,7 @@ package console
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/observe"
 	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
 	"github.com/ds01/ds01/sessions/sessionstest"
@@ -52,14 +54,15 @@ func backend(t *testing.T) *Backend {
 	cfg := config.Default()
 	cfg.Workspaces = dir + "/ws/{owner}/{project}"
 	cfg.Homes = dir + "/homes/{user}"
-	cfg.Roles["guest"] = config.Overlay{GPUs: new(0)}
+	cfg.Roles["guest"] = config.Overlay{GPUs: new(0.0)}
 	b := &Backend{
-		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), Probe: gpu.Simulated(2), DB: d,
+		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), DB: d,
 		Log: slog.New(slog.DiscardHandler), Config: func() *config.Config { return cfg },
 	}
 	t.Cleanup(func() { b.Keys.Close() })
+	b.watch(t, gpu.Quiet{Probe: gpu.Simulated(2)})
 	b.Sessions = &sessions.Manager{
-		DB: d, Ledger: b.Ledger, Probe: b.Probe, Runtime: sessionstest.NewFake(), Builder: &sessionstest.FakeBuilder{}, Log: b.Log, Config: b.Config,
+		DB: d, Ledger: b.Ledger, Probe: b.GPUs, Runtime: sessionstest.NewFake(), Builder: &sessionstest.FakeBuilder{}, Log: b.Log, Config: b.Config,
 		Account: func(ctx context.Context, user string) (sessions.Account, error) {
 			u, err := b.Keys.User(ctx, user)
 			return sessions.Account{Name: u.Name, UID: u.UID, GID: u.GID, Policy: cfg.Policy(u.Role, u.Name)}, err
@@ -85,6 +88,27 @@ func backend(t *testing.T) *Backend {
 	}
 	t.Cleanup(a.Detach)
 	return b
+}
+
+// watch gives b an inventory of what driver shows.
+func (b *Backend) watch(t *testing.T, driver gpu.Driver) {
+	t.Helper()
+	i := &gpu.Inventory{
+		Driver: driver, Ledger: b.Ledger, Log: b.Log,
+		Sessions: func(context.Context) (map[string]string, error) { return nil, nil },
+		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
+			return observe.Record(ctx, tx, observe.Event{Kind: kind, User: by, Detail: detail})
+		},
+	}
+	if err := i.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := i.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.GPUs = i
 }
 
 // do runs a command line as caller, with two key files to open.
@@ -145,9 +169,9 @@ func TestUsageErrorsAreOneLine(t *testing.T) {
 		"project create":                   "ds01: project create: NAME is missing; try: ds01 project create --help\n",
 		"project list x":                   "ds01: project list: \"x\" is one word too many; try: ds01 project list --help\n",
 		"key add alice":                    "ds01: key add: FILE is missing; try: ds01 key add --help\n",
-		"project create x --gpus many":     "ds01: --gpus: \"many\" is not a number; try: ds01 project create --help\n",
-		"project create x --gpus":          "ds01: --gpus needs a number after it; try: ds01 project create --help\n",
-		"project create alice.x --gpus=-1": "ds01: --gpus must be 0 or more; try: ds01 project create --help\n",
+		"project create x --gpus many":     "ds01: --gpus: \"many\" is not a number of GPUs or mig:PROFILE; try: ds01 project create --help\n",
+		"project create x --gpus":          "ds01: --gpus needs a number of GPUs or mig:PROFILE after it; try: ds01 project create --help\n",
+		"project create alice.x --gpus=-1": "ds01: --gpus: \"-1\" is not a number of GPUs or mig:PROFILE; try: ds01 project create --help\n",
 		"project list --frob":              "ds01: there is no --frob here; try: ds01 project list --help\n",
 		"project list -x":                  "ds01: there is no -x here; try: ds01 project list --help\n",
 		"project set alice.thesis":         "ds01: project set: --image or --gpus is missing; try: ds01 project set --help\n",
@@ -193,10 +217,11 @@ func TestJSONIsStable(t *testing.T) {
 	for line, want := range map[string]string{
 		"user list":       "created disabled gid name role uid",
 		"key list":        "added comment expires fingerprint last_used type user",
-		"project list":    "access created gpus image members name owner workspace",
+		"project list":    "access created gpus image members name owner profile workspace",
 		"container stats": "files gpus owner project read_only session state usage",
 		"container list":  "connections ended files gpus holder idle_since image keep_reason kept_until launched owner project read_only reason retire_why retires session state workspace",
-		"gpu list":        "index memory mig missing name owner project simulated since uuid",
+		"gpu list":        "cause device index memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature utilization uuid watts",
+		"usage":           "gpu held_seconds project used_seconds user uuid watched_seconds",
 		"events":          "at detail id kind project session user",
 	} {
 		var rows []map[string]any
@@ -220,6 +245,7 @@ func TestJSONIsStable(t *testing.T) {
 	for _, line := range []string{
 		"user add dave", "user show dave", "user disable dave", "user enable dave", "key add dave -", "project create dave.x",
 		"project show dave.x", "project set dave.x --gpus 0", "project delete dave.x", "user remove dave", "drain on", "drain show", "drain off", "broadcast hello", "container show alice.thesis", "container logs alice.thesis", "container retire alice.thesis",
+		"gpu take 0 --reason noise", "gpu show 0", "gpu return 0",
 	} {
 		if got := ok(t, b, root, line+" --json"); !json.Valid([]byte(got)) {
 			t.Errorf("%s: %q", line, got)
@@ -383,12 +409,12 @@ func TestInnerErrors(t *testing.T) {
 	b := backend(t)
 	var logged bytes.Buffer
 	b.Log = slog.New(slog.NewTextHandler(&logged, nil))
-	b.Probe = brokenProbe{}
+	b.watch(t, gpu.Quiet{Probe: brokenProbe{}})
 	_, stderr, exit := do(t, b, alice, "gpu list")
 	if exit != 1 || strings.Contains(stderr, "bus") || !strings.Contains(logged.String(), "fell off the bus") {
 		t.Errorf("exit %d, stderr %q, log %s", exit, stderr, logged.String())
 	}
-	b.Probe = nil // a mistake of ours
+	b.GPUs = nil // a mistake of ours
 	if _, stderr, exit := do(t, b, alice, "gpu list"); exit != 1 || !strings.Contains(stderr, "went wrong inside") {
 		t.Errorf("panic: exit %d, stderr %q", exit, stderr)
 	}

@@ -34,7 +34,7 @@ func (c *call) events() *cobra.Command {
 		long:    "Shows the last day, oldest first, and of many the newest 1000.",
 		example: "ds01 events --since 2h",
 		run: func(*cobra.Command, []string) error {
-			from, err := parseSince(since, time.Now())
+			from, err := parseSince(since, time.Now(), "events --since 2h")
 			if err != nil {
 				return err
 			}
@@ -51,8 +51,8 @@ func (c *call) events() *cobra.Command {
 	return cmd
 }
 
-// parseSince reads a time, or how long it is ago.
-func parseSince(s string, now time.Time) (time.Time, error) {
+// parseSince reads a time, or how long it is ago. try is what to type instead.
+func parseSince(s string, now time.Time, try string) (time.Time, error) {
 	if d, err := config.ParseDuration(s); err == nil {
 		return now.Add(-time.Duration(d)), nil
 	}
@@ -61,7 +61,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, usage(fmt.Sprintf("--since: %q is neither a duration nor a time", s), "events --since 2h")
+	return time.Time{}, usage(fmt.Sprintf("--since: %q is neither a duration nor a time", s), try)
 }
 
 // eventsSince returns the newest events, oldest first: those that the caller

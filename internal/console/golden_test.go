@@ -147,6 +147,11 @@ var printing = []struct {
 	{"image build", "alice.notes --no-cache", imageJSON{}},
 	{"image list", "", []imageJSON{}},
 	{"gpu list", "", []heldJSON{}},
+	{"gpu take", "1 --reason noise", heldJSON{}},
+	{"gpu show", "1", shownJSON{}},
+	{"gpu return", "1", heldJSON{}},
+	{"usage", "", []usageJSON{}},
+	{"queue", "", []placeJSON{}},
 	{"limits", "--user alice", useJSON{}},
 	{"whoami", "", meJSON{}},
 	{"container list", "--all", []sessionJSON{}},
@@ -195,7 +200,7 @@ func TestGoldenJSON(t *testing.T) {
 		if err := json.Unmarshal(out.Bytes(), &printed); err != nil || exit != 0 {
 			t.Fatalf("%s: exit %d, %v: %s%s", p.command, exit, err, out.String(), errs.String())
 		}
-		if list, is := printed.([]any); is && len(list) == 0 {
+		if list, is := printed.([]any); is && len(list) == 0 && p.command != "queue" { // nobody waits
 			t.Errorf("%s prints nothing", p.command)
 		}
 		if wrong := differs(printed, shapes[p.command]); wrong != "" {
@@ -227,6 +232,8 @@ func shape(t reflect.Type) any {
 		return shape(t.Elem())
 	case t.Kind() == reflect.Slice:
 		return []any{shape(t.Elem())}
+	case t.Kind() == reflect.Map:
+		return map[string]any{"*": shape(t.Elem())} // any names
 	case t.Kind() == reflect.Struct:
 		fields := map[string]any{}
 		for f := range t.Fields() {
@@ -258,6 +265,12 @@ func differs(value, of any) string {
 			return fmt.Sprintf("%v is no object", value)
 		}
 		wrong := ""
+		if of, any := want["*"]; any {
+			for _, v := range fields {
+				wrong = cmp.Or(wrong, differs(v, of))
+			}
+			return wrong
+		}
 		for name, of := range want {
 			name, optional := strings.CutSuffix(name, "?")
 			v, there := fields[name]

@@ -19,7 +19,7 @@ import (
 var insiders = []string{
 	"container list", "container-list", "container show", "container retire", "container keep", "container stats", "container logs",
 	"project list", "project show",
-	"gpu list", "events", "whoami", "limits",
+	"gpu list", "queue", "events", "whoami", "limits",
 }
 
 // errInside is a command that is for where people log in from.

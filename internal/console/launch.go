@@ -1,19 +1,19 @@
 package console
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
 func (c *call) projectLaunch() *cobra.Command {
 	var wait, open bool
+	var gpus wantFlag
 	cmd := c.leaf(leaf{
 		use:   "launch NAME",
 		short: "Start a project's container, unless it runs",
@@ -21,14 +21,15 @@ func (c *call) projectLaunch() *cobra.Command {
 			"what that copies, has changed. Progress goes to standard error. Until somebody logs in, the\n" +
 			"container is idle, and is retired as any other.",
 		example: "ds01 project launch my-thesis --open",
-		run: func(_ *cobra.Command, args []string) error {
+		run: func(cmd *cobra.Command, args []string) error {
 			if open {
-				return c.launchOpen(args[0], wait)
+				return c.launchOpen(args[0], wait, gpus.asked(cmd))
 			}
 			p, err := c.find(args[0])
 			if err != nil {
 				return err
 			}
+			p.Once = gpus.asked(cmd)
 			i, err := c.refreshImage(p)
 			if err != nil {
 				return err
@@ -38,6 +39,7 @@ func (c *call) projectLaunch() *cobra.Command {
 				return err
 			}
 			c.noteImage(a, i)
+			c.noteOther(a)
 			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
 			a.Detach()
 			with := "no GPU"
@@ -51,12 +53,13 @@ func (c *call) projectLaunch() *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&open, "open", false, "and open a shell in it, as a login does")
-	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait until one is")
+	gpus.flag(cmd, "for this session alone: how many GPUs, or mig:PROFILE for one instance")
+	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait in line for one")
 	return cmd
 }
 
 // launchOpen launches the project of that name, and goes on in it.
-func (c *call) launchOpen(name string, wait bool) error {
+func (c *call) launchOpen(name string, wait bool, once *gpu.Want) error {
 	switch {
 	case c.Terminal == nil:
 		return fault.New(fault.ExitUsage, "over ssh, ask for one with -t", "--open needs a terminal")
@@ -71,6 +74,7 @@ func (c *call) launchOpen(name string, wait bool) error {
 	if err != nil {
 		return near(err, name, c.projectNames)
 	}
+	p.Once = once
 	if _, err := c.refreshImage(p); err != nil {
 		return err
 	}
@@ -79,6 +83,7 @@ func (c *call) launchOpen(name string, wait bool) error {
 		return err
 	}
 	defer a.Detach()
+	c.noteOther(a)
 	exit, err := c.enter(p)
 	if err != nil || exit == 0 {
 		return err
@@ -117,38 +122,37 @@ func (c *call) noteImage(a *sessions.Attachment, i sessions.Image) {
 	}
 }
 
-// waitEvery is how often a launch that waits for a GPU tries again.
-const waitEvery = 2 * time.Second
+// noteOther says where the session that a holds has other GPUs than were asked for.
+func (c *call) noteOther(a *sessions.Attachment) {
+	if differs := a.Differs(); differs != "" {
+		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
+	}
+}
+
+// showEvery is how often a line that changes all the time is shown.
+const showEvery = 2 * time.Second
 
 // launch attaches to p's session, launching it if need be, and shows how that
-// goes on. With wait, it tries until there are GPUs for it.
+// goes on. With wait, it waits in line if no GPU is free.
 func (c *call) launch(p sessions.Project, wait bool) (*sessions.Attachment, error) {
+	attach := c.Sessions.AttachNow
+	if wait {
+		attach = c.Sessions.Attach
+	}
 	var shown time.Time
 	var last string
-	show := func(text string, repeats bool) {
-		if text == last || repeats && time.Since(shown) < waitEvery {
+	return attach(c.ctx, p, func(step sessions.Step) {
+		text := doing(step)
+		repeats := step.Name == sessions.StepPulling && time.Since(shown) < showEvery
+		if text == "" || text == last || repeats || step.Name == sessions.StepQueued && !wait {
 			return
 		}
 		shown, last = time.Now(), text
+		if step.Name != sessions.StepQueued {
+			text = "starting " + p.Name + ": " + text
+		}
 		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(text)) // who is gone reads nothing
-	}
-	for {
-		a, err := c.Sessions.Attach(c.ctx, p, func(step sessions.Step) {
-			if text := doing(step); text != "" {
-				show("starting "+p.Name+": "+text, step.Name == sessions.StepPulling)
-			}
-		})
-		f, told := errors.AsType[*fault.Error](err)
-		if err == nil || !wait || !told || f.Exit != fault.ExitNoGPU {
-			return a, err
-		}
-		show("waiting: "+f.Say, false)
-		select {
-		case <-time.After(waitEvery):
-		case <-c.ctx.Done():
-			return nil, context.Cause(c.ctx)
-		}
-	}
+	})
 }
 
 // doing names a step for a person. The steps that take no time are "".
@@ -158,6 +162,7 @@ func doing(step sessions.Step) string {
 		sessions.StepCreating: "making the container",
 		sessions.StepStarted:  "waiting for the container",
 		sessions.StepWaiting:  "waiting",
+		sessions.StepQueued:   "in line for a GPU",
 	}[step.Name]
 	if text != "" && step.Detail != "" {
 		text += ", " + step.Detail

@@ -62,8 +62,8 @@ type useJSON struct {
 
 // usedJSON is what a user's sessions hold now.
 type usedJSON struct {
-	GPUs     int `json:"gpus"`
-	Sessions int `json:"sessions"`
+	GPUs     float64 `json:"gpus"`
+	Sessions int     `json:"sessions"`
 }
 
 // limits is the command that says what the caller may use, and uses.
@@ -94,10 +94,13 @@ func (c *call) showLimits(u keys.User) error {
 	if c.json {
 		return c.printJSON(useJSON{User: u.Name, Role: u.Role, Limits: asLimitsJSON(p), Used: used})
 	}
-	now := map[string]string{"gpus": strconv.Itoa(used.GPUs), "sessions": strconv.Itoa(used.Sessions)}
+	now := map[string]string{"gpus": fmt.Sprintf("%.3g", used.GPUs), "sessions": strconv.Itoa(used.Sessions)}
 	return list(c, c.Config().Origins(u.Role, u.Name), "LIMIT ALLOWED USED", func(o config.Origin) []string {
 		if n, counted := now[o.Key]; counted {
 			return []string{o.Key, o.Value, n}
+		}
+		if o.Key == "weight" {
+			return []string{o.Key, o.Value, "in line"}
 		}
 		return []string{o.Key, o.Value, "per session"}
 	})
@@ -111,7 +114,7 @@ func (c *call) used(user string) (used usedJSON, err error) {
 	}
 	for _, l := range leases {
 		if l.Owner == user {
-			used.GPUs++
+			used.GPUs += l.Share
 		}
 	}
 	running, err := c.Sessions.Sessions(c.ctx, false)

@@ -69,6 +69,11 @@ func TestPermissionMatrix(t *testing.T) {
 		"container stats":  {"alice.thesis", 0, 0, 0, 0, 0, 4},
 		"container logs":   {"alice.thesis", 0, 0, 0, 0, 0, 4},
 		"gpu list":         {"", 0, 0, 0, 0, 0, 0},
+		"gpu show":         {"0", 0, 0, 0, 0, 0, 0},
+		"gpu take":         {"1 --reason noise", 0, 0, 5, 5, 5, 5},
+		"gpu return":       {"1", 1, 1, 5, 5, 5, 5}, // it is not out
+		"usage":            {"--user alice", 0, 0, 0, 5, 5, 5},
+		"queue":            {"", 0, 0, 0, 0, 0, 0},
 		"events":           {"", 0, 0, 0, 0, 0, 0},
 		"drain on":         {"--reason maintenance", 0, 0, 5, 5, 5, 5},
 		"drain off":        {"", 0, 0, 5, 5, 5, 5},

@@ -3,7 +3,6 @@ package console
 import (
 	"cmp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,12 +18,13 @@ type projectJSON struct {
 	Owner     string     `json:"owner"`
 	Image     string     `json:"image"` // "" is the role's or the site's
 	GPUs      int        `json:"gpus"`
+	Profile   string     `json:"profile"`   // of the one MIG instance that is meant, or ""
 	Workspace string     `json:"workspace"` // on the host
 	Created   *time.Time `json:"created"`
 }
 
 func (c *call) projectJSON(p sessions.Project) projectJSON {
-	return projectJSON{Name: p.Name, Owner: p.Owner, Image: p.Image, GPUs: p.GPUs,
+	return projectJSON{Name: p.Name, Owner: p.Owner, Image: p.Image, GPUs: p.GPUs, Profile: p.Profile,
 		Workspace: c.Sessions.Workspace(p.Ref), Created: stamp(p.Created)}
 }
 
@@ -78,7 +78,7 @@ func (c *call) called(ref sessions.Ref) string {
 
 func (c *call) projectCreate() *cobra.Command {
 	var owner, image string
-	var gpus int
+	var gpus wantFlag
 	var start starting
 	cmd := c.leaf(leaf{
 		use:   "create NAME",
@@ -91,7 +91,7 @@ func (c *call) projectCreate() *cobra.Command {
 			"  ds01 project create my-thesis --from ~/work/thesis\n" +
 			"  tar cz -C work/thesis . | ssh ds01@ds01 project create my-thesis --from -",
 		run: func(cmd *cobra.Command, args []string) error {
-			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus}
+			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus.Count, Profile: gpus.Profile}
 			var err error
 			if p.Start, err = c.start(start); err != nil {
 				return err
@@ -101,7 +101,7 @@ func (c *call) projectCreate() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&owner, "owner", "", "whose it is (admins; default: yours)")
 	cmd.Flags().StringVar(&image, "image", "", "container image (default: the role's or the site's)")
-	cmd.Flags().IntVar(&gpus, "gpus", 0, "how many GPUs each of its sessions gets")
+	gpus.flag(cmd, "how many GPUs each of its sessions gets, or mig:PROFILE for one instance")
 	start.flags(cmd)
 	cmd.Aliases = []string{"init"}
 	return cmd
@@ -118,15 +118,13 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 		return usage("--owner is missing", "project create "+p.Name+" --owner USER")
 	case p.Owner != c.caller.User && !c.caller.Admin:
 		return fault.New(fault.ExitDenied, "leave the owner out to create your own", "only an administrator may create a project for somebody else")
-	case gpusGiven && p.GPUs < 0:
-		return usage("--gpus must be 0 or more", "project create --help")
 	}
 	u, err := c.Keys.User(c.ctx, p.Owner)
 	if err != nil {
 		return c.explainUser(err, p.Owner)
 	}
 	if !gpusGiven {
-		p.GPUs = min(1, c.Config().Policy(u.Role, u.Name).GPUs)
+		p.GPUs = int(min(1, c.Config().Policy(u.Role, u.Name).GPUs))
 	}
 	p, err = c.Sessions.Create(c.ctx, c.caller.name(), p)
 	if err != nil {
@@ -160,7 +158,7 @@ func (c *call) projectList() *cobra.Command {
 				return err
 			}
 			return list(c, rows, "PROJECT GPUS IMAGE CREATED ACCESS MEMBERS", func(p sharedJSON) []string {
-				return []string{c.called(sessions.Ref{Owner: p.Owner, Name: p.Name}), strconv.Itoa(p.GPUs), p.Image, moment(value(p.Created)),
+				return []string{c.called(sessions.Ref{Owner: p.Owner, Name: p.Name}), wants(p.GPUs, p.Profile), p.Image, moment(value(p.Created)),
 					p.Access, others(p.Members)}
 			})
 		},
@@ -196,7 +194,7 @@ func (c *call) showProject(p sessions.Project) error {
 		field{"owner", p.Owner},
 		field{"access", shared[0].Access},
 		field{"members", others(shared[0].Members)},
-		field{"gpus", strconv.Itoa(p.GPUs)},
+		field{"gpus", wants(p.GPUs, p.Profile)},
 		field{"image", image},
 		field{"workspace", c.Sessions.Workspace(p.Ref)},
 		field{"created", moment(p.Created)})
@@ -204,18 +202,15 @@ func (c *call) showProject(p sessions.Project) error {
 
 func (c *call) projectSet() *cobra.Command {
 	var image string
-	var gpus int
+	var gpus wantFlag
 	cmd := c.leaf(leaf{
 		use:     "set NAME",
 		short:   "Change a project's image or GPUs, from its next session on",
 		example: "ds01 project set my-thesis --gpus 2",
 		run: func(cmd *cobra.Command, args []string) error {
 			setImage, setGPUs := cmd.Flags().Changed("image"), cmd.Flags().Changed("gpus")
-			switch {
-			case !setImage && !setGPUs:
+			if !setImage && !setGPUs {
 				return usage("project set: --image or --gpus is missing", "project set --help")
-			case setGPUs && gpus < 0:
-				return usage("--gpus must be 0 or more", "project set --help")
 			}
 			p, err := c.findOwn(args[0])
 			if err != nil {
@@ -225,7 +220,7 @@ func (c *call) projectSet() *cobra.Command {
 				p.Image = image
 			}
 			if setGPUs {
-				p.GPUs = gpus
+				p.GPUs, p.Profile = gpus.Count, gpus.Profile
 			}
 			if err := c.Sessions.Set(c.ctx, c.caller.name(), p); err != nil {
 				return err
@@ -234,7 +229,7 @@ func (c *call) projectSet() *cobra.Command {
 		},
 	})
 	cmd.Flags().StringVar(&image, "image", "", `container image; "" is the role's or the site's`)
-	cmd.Flags().IntVar(&gpus, "gpus", 0, "how many GPUs each of its sessions gets")
+	gpus.flag(cmd, "how many GPUs each of its sessions gets, or mig:PROFILE for one instance")
 	return cmd
 }
 

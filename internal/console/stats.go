@@ -21,18 +21,18 @@ const (
 
 // statsJSON is what a session uses, as --json prints it.
 type statsJSON struct {
-	Session  string     `json:"session"`
-	Project  string     `json:"project"`
-	Owner    string     `json:"owner"`
-	State    string     `json:"state"`
-	Files    bool       `json:"files"`
-	ReadOnly bool       `json:"read_only"`
-	GPUs     []gpuJSON  `json:"gpus"`
-	Usage    *usageJSON `json:"usage"` // null if it cannot be told
+	Session  string    `json:"session"`
+	Project  string    `json:"project"`
+	Owner    string    `json:"owner"`
+	State    string    `json:"state"`
+	Files    bool      `json:"files"`
+	ReadOnly bool      `json:"read_only"`
+	GPUs     []gpuJSON `json:"gpus"`
+	Usage    *loadJSON `json:"usage"` // null if it cannot be told
 }
 
-// usageJSON is what a container uses and may use, where 0 is no limit.
-type usageJSON struct {
+// loadJSON is what a container uses and may use, where 0 is no limit.
+type loadJSON struct {
 	At          *time.Time `json:"at"`
 	Seconds     float64    `json:"seconds"` // how long it was looked at
 	CPUs        float64    `json:"cpus"`    // that were busy, over these seconds
@@ -99,7 +99,7 @@ func (g *gauge) read() ([]statsJSON, error) {
 		j := g.sessionJSON(s)
 		row := statsJSON{j.Session, j.Project, j.Owner, j.State, j.Files, j.ReadOnly, j.GPUs, nil}
 		if u, err := g.Sessions.Usage(ctx, s.ID); err == nil {
-			row.Usage = asUsageJSON(g.before[s.ID], u)
+			row.Usage = asLoadJSON(g.before[s.ID], u)
 			now[s.ID] = u
 		} else {
 			g.Log.Debug("no usage", "session", s.ID, "err", err) // it is about to begin, or to end
@@ -110,12 +110,12 @@ func (g *gauge) read() ([]statsJSON, error) {
 	return rows, context.Cause(g.ctx)
 }
 
-// asUsageJSON returns what was used from before to now; nil if there is no before.
-func asUsageJSON(before, now sessions.Usage) *usageJSON {
+// asLoadJSON returns what was used from before to now; nil if there is no before.
+func asLoadJSON(before, now sessions.Usage) *loadJSON {
 	if before.At.IsZero() {
 		return nil
 	}
-	return &usageJSON{
+	return &loadJSON{
 		At: stamp(now.At), Seconds: now.At.Sub(before.At).Seconds(),
 		CPUs: now.Cores(before), CPULimit: now.CPULimit,
 		Memory: now.Memory, MemoryLimit: now.MemoryLimit, Pids: now.Pids, PidsLimit: now.PidsLimit,

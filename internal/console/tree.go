@@ -49,9 +49,9 @@ func (c *call) tree() *cobra.Command {
 			root.AddCommand(cmd)
 		}
 	}
-	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.keys(), c.events(), c.containerListAlone())
+	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.queue(), c.keys(), c.events(), c.containerListAlone())
 	add(admins, c.users(), c.debug())
-	add(everybody, c.whoami(), c.limits())
+	add(everybody, c.whoami(), c.limits(), c.usage())
 	add(admins, c.drain(), c.broadcast())
 	return root
 }
@@ -244,6 +244,8 @@ func kind(f *pflag.Flag) string {
 		return "a number"
 	case "bool":
 		return "true or false"
+	case "gpus":
+		return "a number of GPUs or mig:PROFILE"
 	}
 	return "a value"
 }
@@ -263,6 +265,8 @@ func (c *call) complete(l leaf) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		case strings.Contains(next, "USER"):
 			return c.userNames(), cobra.ShellCompDirectiveNoFileComp
+		case next == "DEVICE":
+			return c.gpuNames(), cobra.ShellCompDirectiveNoFileComp
 		case strings.Trim(next, "[]") == "NAME":
 			return c.projectNames(), cobra.ShellCompDirectiveNoFileComp
 		}

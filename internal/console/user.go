@@ -39,7 +39,8 @@ type originJSON struct {
 // limitsJSON is what a user may have, in bytes and seconds; 0 is as the config
 // has it.
 type limitsJSON struct {
-	GPUs        int     `json:"gpus"`
+	GPUs        float64 `json:"gpus"` // a MIG instance counts its part of one
+	Weight      float64 `json:"weight"`
 	Sessions    int     `json:"sessions"`
 	CPUs        float64 `json:"cpus"`
 	Memory      int64   `json:"memory"`
@@ -269,7 +270,7 @@ func (c *call) showUser(u keys.User, why bool) error {
 // limitFields is p in a few lines.
 func limitFields(p config.Policy) []field {
 	fields := []field{
-		{"limits", fmt.Sprintf("%s, %s at once", count(p.GPUs, "GPU"), count(p.Sessions, "session"))},
+		{"limits", fmt.Sprintf("%s, %s at once", gpuLimit(p.GPUs), count(p.Sessions, "session"))},
 		{"each session", fmt.Sprintf("%v CPUs, %v memory, %v shm, %d pids, %d files", p.CPUs, p.Memory, p.Shm, p.Pids, p.NoFile)},
 		{"retires", fmt.Sprintf("idle for %s, at the latest after %s; kept for %s at most", p.IdleTimeout, p.MaxLifetime, p.KeepMax)},
 		{"image", p.Image},
@@ -283,7 +284,7 @@ func limitFields(p config.Policy) []field {
 func asLimitsJSON(p config.Policy) *limitsJSON {
 	seconds := func(d config.Duration) float64 { return time.Duration(d).Seconds() }
 	return &limitsJSON{
-		GPUs: p.GPUs, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
+		GPUs: p.GPUs, Weight: p.Weight, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
 		Pids: p.Pids, NoFile: p.NoFile, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
 		KeepMax: seconds(p.KeepMax), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
 	}
@@ -328,6 +329,14 @@ func (c *call) userRemove() *cobra.Command {
 			return c.say(asUserJSON(u), "removed %s", u.Name)
 		},
 	})
+}
+
+// gpuLimit says how many GPUs one may have, which need not be whole.
+func gpuLimit(n float64) string {
+	if whole := int(n); float64(whole) == n {
+		return count(whole, "GPU")
+	}
+	return fmt.Sprintf("%v GPUs", n)
 }
 
 // count says how many there are: "1 key", "2 keys", "no keys".

@@ -16,6 +16,7 @@ const (
 	ExitNoGPU   = 3   // no GPU is free
 	ExitNoSuch  = 4   // there is no such thing
 	ExitDenied  = 5   // not allowed
+	ExitLater   = 75  // not now: try again later (EX_TEMPFAIL of sysexits.h)
 	ExitGateway = 255 // the gateway itself failed, as ssh reports it
 )
 

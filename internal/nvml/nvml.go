@@ -1,4 +1,4 @@
-// Package nvml is a gpu.Probe on NVIDIA's management library. The library
+// Package nvml is a gpu.Driver on NVIDIA's management library. The library
 // comes with the driver and is loaded at run time, so that one program serves
 // hosts with and without it.
 package nvml
@@ -26,14 +26,21 @@ var (
 // hang every call into the driver for good.
 const patience = 10 * time.Second
 
-// A Probe asks NVML what GPUs there are. Its methods may be called
-// concurrently; of its calls into the library one runs at a time.
+// A Probe asks NVML what GPUs there are, and how they are. Its methods may be
+// called concurrently; of its calls into the library one runs at a time, save
+// the one that waits for events.
 type Probe struct {
 	lib  nvml.Interface
+	root string        // of the file systems of the kernel: "/"
 	turn chan struct{} // holds a token while a call is in the library
 
-	closed bool // read and written by who has the turn
-	close  sync.Once
+	// Read and written by who has the turn.
+	closed  bool
+	waiting int                    // calls that wait for events in the library
+	seen    map[int]gpu.Device     // by index: what has been read once
+	near    map[pair]gpu.Closeness // does not change while the driver is loaded
+
+	close sync.Once
 }
 
 // New loads the library and returns a Probe, or ErrNoDriver. Close it.
@@ -41,7 +48,7 @@ func New() (*Probe, error) { return start(nvml.New()) }
 
 // start initialises lib.
 func start(lib nvml.Interface) (*Probe, error) {
-	p := &Probe{lib: lib, turn: make(chan struct{}, 1)}
+	p := &Probe{lib: lib, root: "/", turn: make(chan struct{}, 1), seen: map[int]gpu.Device{}, near: map[pair]gpu.Closeness{}}
 	// Nobody's request: the program starts, and patience bounds it.
 	err := p.call(context.Background(), func() error {
 		switch ret := lib.Init(); ret {
@@ -69,6 +76,9 @@ func (p *Probe) Close() error {
 	p.close.Do(func() {
 		err = p.call(context.Background(), func() error {
 			p.closed = true // its functions are gone after this
+			if p.waiting > 0 {
+				return nil // they would go from under who waits; the process ends anyway
+			}
 			if ret := p.lib.Shutdown(); ret != nvml.SUCCESS {
 				return fmt.Errorf("nvml: shut down: %w", ret)
 			}
@@ -78,8 +88,11 @@ func (p *Probe) Close() error {
 	return err
 }
 
-// Devices returns the host's GPUs in order of their index. If one of them
-// cannot be read it is an error: a GPU that nobody can see may still be at work.
+// Devices returns the host's GPUs in order of their index, each with its MIG
+// instances after it. One that could be read before and cannot be now is
+// returned as it was, but as unhealthy. One that never could be is left out if
+// it is lost; otherwise it is an error: a GPU that nobody can see may still be
+// at work.
 func (p *Probe) Devices(ctx context.Context) ([]gpu.Device, error) {
 	var list []gpu.Device
 	err := p.call(ctx, func() (err error) {
@@ -90,6 +103,26 @@ func (p *Probe) Devices(ctx context.Context) ([]gpu.Device, error) {
 		return nil, fmt.Errorf("nvml: %w", err)
 	}
 	return list, nil
+}
+
+// Version returns what runs the devices.
+func (p *Probe) Version(ctx context.Context) (gpu.Version, error) {
+	var v gpu.Version
+	err := p.call(ctx, func() error {
+		driver, ret := p.lib.SystemGetDriverVersion()
+		if ret != nvml.SUCCESS {
+			return fmt.Errorf("read the driver's version: %w", ret)
+		}
+		v.Driver = driver
+		if cuda, ret := p.lib.SystemGetCudaDriverVersion(); ret == nvml.SUCCESS { // else CUDA is not installed
+			v.CUDA = fmt.Sprintf("%d.%d", cuda/1000, cuda%1000/10)
+		}
+		return nil
+	})
+	if err != nil {
+		return v, fmt.Errorf("nvml: %w", err)
+	}
+	return v, nil
 }
 
 // call runs f when it has the turn. It gives up when ctx ends or patience
@@ -126,63 +159,80 @@ func (p *Probe) devices() ([]gpu.Device, error) {
 	if ret != nvml.SUCCESS {
 		return nil, fmt.Errorf("count GPUs: %w", ret)
 	}
-	list := make([]gpu.Device, 0, n)
+	var list []gpu.Device
 	for i := range n {
-		d, err := p.device(i)
-		if err != nil {
+		d, handle, err := p.device(i)
+		before, known := p.seen[i]
+		switch {
+		case err == nil:
+			p.seen[i] = d
+		case known:
+			before.State, before.Cause = gpu.Unhealthy, fmt.Sprintf("the driver cannot read it: %v", err)
+			list = append(list, before)
+			continue
+		case errors.Is(err, nvml.ERROR_GPU_IS_LOST):
+			continue
+		default:
 			return nil, fmt.Errorf("GPU %d: %w", i, err)
 		}
 		list = append(list, d)
+		if d.MIG {
+			instances, err := p.instances(d, handle)
+			if err != nil {
+				return nil, fmt.Errorf("GPU %d: %w", i, err)
+			}
+			list = append(list, instances...)
+		}
 	}
+	p.measure(list)
 	return list, nil
 }
 
 // device reads one GPU.
-func (p *Probe) device(index int) (gpu.Device, error) {
+func (p *Probe) device(index int) (gpu.Device, nvml.Device, error) {
 	handle, ret := p.lib.DeviceGetHandleByIndex(index)
 	if ret != nvml.SUCCESS {
-		return gpu.Device{}, fmt.Errorf("open: %w", ret)
+		return gpu.Device{}, nil, fmt.Errorf("open: %w", ret)
 	}
+	d := gpu.Device{Index: index}
 	uuid, ret := handle.GetUUID()
 	switch {
 	case ret != nvml.SUCCESS:
-		return gpu.Device{}, fmt.Errorf("read UUID: %w", ret)
+		return d, nil, fmt.Errorf("read UUID: %w", ret)
 	case uuid == "":
-		return gpu.Device{}, errors.New("it has no UUID")
+		return d, nil, errors.New("it has no UUID")
 	}
-	name, ret := handle.GetName()
-	if ret != nvml.SUCCESS {
-		return gpu.Device{}, fmt.Errorf("read name: %w", ret)
+	d.UUID = gpu.UUID(uuid)
+	if d.Name, ret = handle.GetName(); ret != nvml.SUCCESS {
+		return d, nil, fmt.Errorf("read name: %w", ret)
 	}
 	memory, ret := handle.GetMemoryInfo()
 	if ret != nvml.SUCCESS {
-		return gpu.Device{}, fmt.Errorf("read memory: %w", ret)
+		return d, nil, fmt.Errorf("read memory: %w", ret)
 	}
+	d.Memory = memory.Total
 	minor, ret := handle.GetMinorNumber()
 	if ret != nvml.SUCCESS {
-		return gpu.Device{}, fmt.Errorf("read device number: %w", ret)
+		return d, nil, fmt.Errorf("read device number: %w", ret)
 	}
-	mig, err := p.partitioned(handle)
-	if err != nil {
-		return gpu.Device{}, err
-	}
-	return gpu.Device{
-		Index:  index,
-		UUID:   gpu.UUID(uuid),
-		Name:   name,
-		Memory: memory.Total,
-		MIG:    mig,
-		// Its own. Those that all GPUs share (nvidiactl, nvidia-uvm) are the runtime's to add.
-		Nodes: []string{fmt.Sprintf("/dev/nvidia%d", minor)},
-	}, nil
+	// Its own. Those that all GPUs share (nvidiactl, nvidia-uvm) are the runtime's to add.
+	d.Nodes = []string{fmt.Sprintf("/dev/nvidia%d", minor)}
+	d.NUMA = p.numa(handle)
+	var err error
+	d.MIG, err = p.partitioned(handle)
+	return d, handle, err
+}
+
+// has reports whether the library has a function. To call what it lacks would
+// end the process.
+func (p *Probe) has(symbol string) bool {
+	return p.lib.Extensions().LookupSymbol(symbol) == nil
 }
 
 // partitioned reports whether a GPU is in MIG mode, or will be when it is next
 // reset: it must not be lent whole then.
 func (p *Probe) partitioned(handle nvml.Device) (bool, error) {
-	// To call what the library lacks would end the process. Drivers before 450
-	// know nothing of MIG.
-	if p.lib.Extensions().LookupSymbol("nvmlDeviceGetMigMode") != nil {
+	if !p.has("nvmlDeviceGetMigMode") { // drivers before 450 know nothing of MIG
 		return false, nil
 	}
 	current, pending, ret := handle.GetMigMode()

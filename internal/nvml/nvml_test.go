@@ -2,7 +2,9 @@ package nvml
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -15,15 +17,58 @@ import (
 	"github.com/ds01/ds01/gpu"
 )
 
-var _ gpu.Probe = (*Probe)(nil)
+var _ gpu.Driver = (*Probe)(nil)
 
+// probe returns a Probe on lib, and on a kernel that has nothing to say.
 func probe(t *testing.T, lib nvml.Interface) *Probe {
 	t.Helper()
 	p, err := start(lib)
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.root = t.TempDir()
 	return p
+}
+
+// machine teaches a mock what it does not know: healthy GPUs that do nothing,
+// all linked by NVLink.
+func machine(host *server.Server) *server.Server {
+	for _, d := range host.Devices {
+		d := d.(*server.Device)
+		d.GetPciInfoFunc = func() (nvml.PciInfo, nvml.Return) {
+			var info nvml.PciInfo
+			for i, c := range fmt.Sprintf("00000000:%02X:00.0", d.Index+7) {
+				info.BusId[i] = int8(c)
+			}
+			return info, nvml.SUCCESS
+		}
+		d.GetTopologyCommonAncestorFunc = func(nvml.Device) (nvml.GpuTopologyLevel, nvml.Return) {
+			return nvml.TOPOLOGY_SYSTEM, nvml.SUCCESS
+		}
+		d.GetP2PStatusFunc = func(nvml.Device, nvml.GpuP2PCapsIndex) (nvml.GpuP2PStatus, nvml.Return) {
+			return nvml.P2P_STATUS_OK, nvml.SUCCESS
+		}
+		d.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 7, nvml.SUCCESS }
+		d.GetMigDeviceHandleByIndexFunc = func(int) (nvml.Device, nvml.Return) { return nil, nvml.ERROR_NOT_FOUND }
+		d.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) { return nvml.Utilization{}, nvml.SUCCESS }
+		d.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) { return 34, nvml.SUCCESS }
+		d.GetPowerUsageFunc = func() (uint32, nvml.Return) { return 51500, nvml.SUCCESS }
+		d.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) { return nil, nvml.SUCCESS }
+		d.GetFieldValuesFunc = recoveryAction(nvml.GPU_RECOVERY_ACTION_NONE)
+		d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { return 0, 0, false, false, nvml.SUCCESS }
+		d.GetRetiredPagesPendingStatusFunc = func() (nvml.EnableState, nvml.Return) { return 0, nvml.ERROR_NOT_SUPPORTED }
+		d.GetTotalEccErrorsFunc = func(nvml.MemoryErrorType, nvml.EccCounterType) (uint64, nvml.Return) { return 0, nvml.SUCCESS }
+		d.GetSupportedEventTypesFunc = func() (uint64, nvml.Return) { return nvml.EventTypeAll, nvml.SUCCESS }
+		d.RegisterEventsFunc = func(uint64, nvml.EventSet) nvml.Return { return nvml.SUCCESS }
+	}
+	return host
+}
+
+func recoveryAction(a nvml.DeviceGpuRecoveryAction) func([]nvml.FieldValue) nvml.Return {
+	return func(values []nvml.FieldValue) nvml.Return {
+		binary.NativeEndian.PutUint32(values[0].Value[:], uint32(a))
+		return nvml.SUCCESS
+	}
 }
 
 func device(host *server.Server, i int) *server.Device {
@@ -31,7 +76,7 @@ func device(host *server.Server, i int) *server.Device {
 }
 
 func TestDevices(t *testing.T) {
-	host := dgxa100.New()
+	host := machine(dgxa100.New())
 	device(host, 1).SetMigMode(nvml.DEVICE_MIG_ENABLE)
 	device(host, 2).GetMigModeFunc = func() (int, int, nvml.Return) { // after the next reset
 		return nvml.DEVICE_MIG_DISABLE, nvml.DEVICE_MIG_ENABLE, nvml.SUCCESS
@@ -59,7 +104,7 @@ func TestDevices(t *testing.T) {
 }
 
 func TestDevicesOldDriver(t *testing.T) {
-	host := dgxa100.New()
+	host := machine(dgxa100.New())
 	host.LookupSymbolFunc = func(string) error { return errors.New("undefined symbol") }
 	device(host, 0).GetMigModeFunc = func() (int, int, nvml.Return) { panic("called what is not there") }
 	if list, err := probe(t, host).Devices(t.Context()); err != nil || len(list) != 8 || list[0].MIG {
@@ -67,9 +112,9 @@ func TestDevicesOldDriver(t *testing.T) {
 	}
 }
 
-// A GPU that cannot be read makes the answer unknown, not one shorter.
+// A GPU that could never be read makes the answer unknown, not one shorter.
 func TestDevicesUnreadable(t *testing.T) {
-	const lost = nvml.ERROR_GPU_IS_LOST
+	const lost = nvml.ERROR_UNKNOWN
 	tests := []struct {
 		name  string
 		spoil func(*server.Server)
@@ -100,13 +145,61 @@ func TestDevicesUnreadable(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			host := dgxa100.New()
+			host := machine(dgxa100.New())
 			tt.spoil(host)
 			list, err := probe(t, host).Devices(t.Context())
 			if list != nil || err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 				t.Errorf("devices %v, %v; want error %s…", list, err, tt.want)
 			}
 		})
+	}
+}
+
+// A lost GPU keeps nobody from the others. One that was seen before is shown as
+// it was.
+func TestLostGPU(t *testing.T) {
+	host := machine(dgxa100.New())
+	p := probe(t, host)
+	host.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
+		if i == 3 {
+			return nil, nvml.ERROR_GPU_IS_LOST
+		}
+		return host.Devices[i], nvml.SUCCESS
+	}
+	list, err := p.Devices(t.Context())
+	if err != nil || len(list) != 7 || list[3].Index != 4 {
+		t.Fatalf("lost from the start: %+v, %v", list, err)
+	}
+
+	host = machine(dgxa100.New())
+	p = probe(t, host)
+	if _, err := p.Devices(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	device(host, 3).GetUUIDFunc = func() (string, nvml.Return) { return "", nvml.ERROR_GPU_IS_LOST }
+	list, err = p.Devices(t.Context())
+	if err != nil || len(list) != 8 {
+		t.Fatalf("lost later: %+v, %v", list, err)
+	}
+	for i, d := range list {
+		if lost := d.State == gpu.Unhealthy; lost != (i == 3) || string(d.UUID) != device(host, i).UUID {
+			t.Errorf("device %d is %+v", i, d)
+		}
+	}
+	if readings, err := p.Readings(t.Context()); err != nil || len(readings) != 7 {
+		t.Errorf("%d readings, %v", len(readings), err)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	host := machine(dgxa100.New())
+	v, err := probe(t, host).Version(t.Context())
+	if want := (gpu.Version{Driver: "550.54.15", CUDA: "12.4"}); err != nil || v != want {
+		t.Errorf("version %+v, %v; want %+v", v, err, want)
+	}
+	host.SystemGetCudaDriverVersionFunc = func() (int, nvml.Return) { return 0, nvml.ERROR_LIBRARY_NOT_FOUND }
+	if v, err := probe(t, host).Version(t.Context()); err != nil || v.CUDA != "" {
+		t.Errorf("without CUDA: %+v, %v", v, err)
 	}
 }
 
@@ -117,7 +210,7 @@ func TestStartErrors(t *testing.T) {
 		nvml.ERROR_LIB_RM_VERSION_MISMATCH: false,
 		nvml.ERROR_UNKNOWN:                 false,
 	} {
-		host := dgxa100.New()
+		host := machine(dgxa100.New())
 		host.InitFunc = func() nvml.Return { return ret }
 		if p, err := start(host); p != nil || err == nil || errors.Is(err, ErrNoDriver) != noDriver {
 			t.Errorf("%v: %v; no driver %v", ret, err, noDriver)
@@ -134,7 +227,7 @@ func TestNoLibrary(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	host := dgxa100.New()
+	host := machine(dgxa100.New())
 	p := probe(t, host)
 	for range 2 {
 		if err := p.Close(); err != nil {
@@ -155,7 +248,7 @@ func TestClose(t *testing.T) {
 
 func TestDriverHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		host := dgxa100.New()
+		host := machine(dgxa100.New())
 		release := make(chan struct{})
 		host.DeviceGetCountFunc = func() (int, nvml.Return) {
 			<-release

@@ -1,0 +1,77 @@
+package gpu
+
+import (
+	"slices"
+	"time"
+)
+
+// A Forecast says when devices will come free, as far as anybody can tell.
+type Forecast struct {
+	Now     time.Time
+	Devices []Device
+	Held    []Lease
+	Latest  map[string]time.Time // when sessions end at the latest; without an entry, nobody knows
+	Spells  []time.Duration      // how long devices were held lately, the shortest first
+}
+
+// For returns for each in line, in its order, when they can expect their turn;
+// zero is that nobody knows. It is a guess: sessions end sooner than they must,
+// and people leave the line.
+func (f Forecast) For(line []Waiter) []time.Time {
+	turn := make([]time.Time, len(line))
+	ready := map[UUID]time.Time{} // zero: nobody knows
+	for _, d := range f.Devices {
+		ready[d.UUID] = f.Now
+	}
+	for _, l := range f.Held {
+		ready[l.GPU] = f.ends(l)
+	}
+	for i, w := range line {
+		var fits []Device
+		for _, d := range f.Devices {
+			if w.Want.Takes(d) && !ready[d.UUID].IsZero() {
+				fits = append(fits, d)
+			}
+		}
+		if len(fits) < w.Want.Count {
+			continue
+		}
+		slices.SortStableFunc(fits, func(a, b Device) int { return ready[a.UUID].Compare(ready[b.UUID]) })
+		fits = fits[:w.Want.Count]
+		turn[i] = ready[fits[len(fits)-1].UUID]
+		for _, d := range fits {
+			ready[d.UUID] = time.Time{}
+			if spell := f.typical(0); spell > 0 {
+				ready[d.UUID] = turn[i].Add(spell)
+			}
+		}
+	}
+	return turn
+}
+
+// ends returns when a lease should end: when such leases have ended, or at the
+// latest when its session does.
+func (f Forecast) ends(l Lease) time.Time {
+	latest := f.Latest[l.Session]
+	age := f.Now.Sub(l.Lent)
+	if spell := f.typical(age); spell > 0 {
+		if at := l.Lent.Add(spell); latest.IsZero() || at.Before(latest) {
+			return at
+		}
+	}
+	return latest
+}
+
+// fewSpells is how many leases say nothing about the next.
+const fewSpells = 5
+
+// typical is how long a device is held in all that has been held for age: the
+// median of those that were held for longer; 0 is that too few were.
+func (f Forecast) typical(age time.Duration) time.Duration {
+	i, _ := slices.BinarySearch(f.Spells, age+1)
+	longer := f.Spells[i:]
+	if len(longer) < fewSpells {
+		return 0
+	}
+	return longer[len(longer)/2]
+}

@@ -1,0 +1,326 @@
+package gpu
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// lookEvery is how often the devices are looked at.
+	lookEvery = 10 * time.Second
+
+	// settleEvery is how often while one of them is about to become fit.
+	settleEvery = time.Second
+
+	// maxAge is how old an answer may be. What nobody has seen for longer is
+	// unknown, and unknown is not free.
+	maxAge = 3 * lookEvery
+
+	// flushEvery is how often what was used of the leases is written down.
+	flushEvery = time.Minute
+
+	// maxNotices bounds what a program can have written about the same mishap
+	// again and again: one event in this time.
+	maxNotices = time.Minute
+)
+
+// errUnknown is what there is to say about devices that nobody has looked at.
+var errUnknown = errors.New("the GPUs have not been looked at yet")
+
+// An Inventory knows the devices as they were a moment ago: it looks at them all
+// the time, so that nobody else has to wait for the driver. It takes those that
+// fail out of lending, and sums up how much of the leases is used. It never
+// touches what runs on a device. Set the fields, call Start, and Close at the
+// end. All methods may be called concurrently.
+type Inventory struct {
+	Driver Driver
+	Ledger *Ledger
+	Log    *slog.Logger
+
+	// Sessions returns whose session's each container is, by the engine's ID.
+	Sessions func(ctx context.Context) (map[string]string, error)
+	// Record notes an event in tx; by is the admin who caused it, or "".
+	Record func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error
+
+	proc string // the kernel's; "" is /proc
+
+	ctx     context.Context // from Start to Close
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+	wake    chan struct{} // asks for a look; holds one
+	looking chan struct{} // holds a token while somebody looks
+	uses    uses          // belongs to who looks
+
+	saving sync.Mutex // held while outages are written
+
+	mu       sync.Mutex       // guards what follows
+	at       time.Time        // when the last look was that got an answer
+	err      error            // of the last look
+	version  Version          // as all below, of the last look that got an answer
+	devices  []Device         // not changed, only replaced
+	readings map[UUID]Reading // nor this
+	faults   map[UUID]string  // what the driver says is broken
+	outages  map[UUID]*Outage // what is not lent, in the database and about to be
+	ended    map[string]bool  // sessions whose containers are gone, but whose leases are not yet released
+	told     map[Notice]time.Time
+}
+
+// Start looks at the devices and goes on doing so. If the driver does not answer,
+// Start succeeds all the same: nothing is known then, and nothing lent. ctx
+// bounds Start alone.
+func (i *Inventory) Start(ctx context.Context) error {
+	outages, err := storedOutages(ctx, i.Ledger.db)
+	if err != nil {
+		return err
+	}
+	if i.proc == "" {
+		i.proc = "/proc"
+	}
+	i.outages, i.err = outages, errUnknown
+	i.ended, i.told = map[string]bool{}, map[Notice]time.Time{}
+	i.wake, i.looking = make(chan struct{}, 1), make(chan struct{}, 1)
+	i.ctx, i.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := i.look(ctx); err != nil {
+		i.Log.Warn("the GPUs cannot be seen yet", "err", err)
+	}
+	i.work.Go(i.keepLooking)
+	i.work.Go(i.keepWatching)
+	return nil
+}
+
+// Close ends the looking, and writes down what has been summed up.
+func (i *Inventory) Close() error {
+	i.stop()
+	i.work.Wait()
+	return i.flush(context.WithoutCancel(i.ctx))
+}
+
+// Devices returns the devices and whether they may be lent, as of a moment ago.
+// If that is too long ago it looks; an error means that nobody knows.
+func (i *Inventory) Devices(ctx context.Context) ([]Device, error) {
+	if devices, ok := i.fresh(); ok {
+		return devices, nil
+	}
+	if err := i.look(ctx); err != nil {
+		return nil, fmt.Errorf("look at the GPUs: %w", err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.devices), nil
+}
+
+func (i *Inventory) fresh() ([]Device, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.at.IsZero() || time.Since(i.at) > maxAge {
+		return nil, false
+	}
+	return slices.Clone(i.devices), true
+}
+
+// keepLooking looks at the devices until Close.
+func (i *Inventory) keepLooking() {
+	flushed := time.Now()
+	for {
+		select {
+		case <-time.After(i.pause()):
+		case <-i.wake:
+		case <-i.ctx.Done():
+			return
+		}
+		_ = i.look(i.ctx) // who asks for devices is told
+		if time.Since(flushed) >= flushEvery {
+			flushed = time.Now()
+			if err := i.flush(i.ctx); err != nil && i.ctx.Err() == nil {
+				i.Log.Error("cannot write down how much of the GPUs was used", "err", err)
+			}
+		}
+	}
+}
+
+// pause is how long to wait before the next look.
+func (i *Inventory) pause() time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if slices.ContainsFunc(i.devices, func(d Device) bool { return d.State == Settling }) {
+		return settleEvery
+	}
+	return lookEvery
+}
+
+// keepWatching has the driver tell of events until Close.
+func (i *Inventory) keepWatching() {
+	for {
+		err := i.Driver.Watch(i.ctx, i.noticed)
+		if i.ctx.Err() != nil {
+			return
+		}
+		i.Log.Debug("the NVIDIA driver cannot be watched; trying again", "err", err)
+		select {
+		case <-time.After(lookEvery):
+		case <-i.ctx.Done():
+			return
+		}
+	}
+}
+
+// look asks the driver and the ledger, and works out what may be lent.
+func (i *Inventory) look(ctx context.Context) error {
+	select {
+	case i.looking <- struct{}{}:
+		defer func() { <-i.looking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	v, err := i.ask(ctx)
+	if err != nil {
+		i.missed(err)
+		return err
+	}
+	i.uses.add(v, i.lastLook())
+	i.assess(ctx, v)
+	if err := i.save(ctx); err != nil && ctx.Err() == nil { // they are out all the same; the next look tries again
+		i.Log.Error("cannot write down that a GPU is unhealthy", "err", err)
+	}
+	return nil
+}
+
+// A view is everything that one look has seen.
+type view struct {
+	at       time.Time
+	version  Version
+	devices  []Device
+	readings map[UUID]Reading
+	leases   []Lease
+}
+
+// ask sees what there is. The leases come last: a device that has been lent
+// meanwhile is not taken for one that somebody else uses.
+func (i *Inventory) ask(ctx context.Context) (view, error) {
+	v := view{at: time.Now()}
+	var err error
+	if v.devices, err = i.Driver.Devices(ctx); err != nil {
+		return v, err
+	}
+	if v.readings, err = i.Driver.Readings(ctx); err != nil {
+		return v, err
+	}
+	if v.version, err = i.Driver.Version(ctx); err != nil {
+		return v, err
+	}
+	i.whose(ctx, v.readings)
+	v.leases, err = i.Ledger.Leases(ctx)
+	return v, err
+}
+
+// whose finds out which session each process is of, and drops those that are
+// gone by now.
+func (i *Inventory) whose(ctx context.Context, readings map[UUID]Reading) {
+	var sessions map[string]string
+	for uuid, r := range readings {
+		if len(r.Processes) == 0 {
+			continue
+		}
+		if sessions == nil {
+			var err error
+			if sessions, err = i.Sessions(ctx); err != nil { // then they are nobody's, and what they use is not lent
+				i.Log.Warn("cannot tell whose the processes on the GPUs are", "err", err)
+				sessions = map[string]string{}
+			}
+		}
+		var left []Process
+		for _, p := range r.Processes {
+			if container, ok := containerOf(i.proc, p.PID); ok {
+				p.Session = sessions[container]
+				left = append(left, p)
+			}
+		}
+		r.Processes = left
+		readings[uuid] = r
+	}
+}
+
+// lastLook is when there was an answer the last time, or zero.
+func (i *Inventory) lastLook() time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.at
+}
+
+// missed notes that there was no answer.
+func (i *Inventory) missed(err error) {
+	if i.ctx.Err() != nil || errors.Is(err, context.Canceled) { // who asked has left
+		return
+	}
+	i.mu.Lock()
+	first := i.err == nil
+	i.err = err
+	i.mu.Unlock()
+	if first {
+		i.Log.Error("the GPUs do not answer; none is lent until they do", "err", err)
+		i.record(i.ctx, "gpu.silent", "the GPUs do not answer; none is lent until they do")
+	}
+}
+
+// A Seen is a device as people see it.
+type Seen struct {
+	Device
+	Reading
+
+	Lease   *Lease  // who holds it, or nil
+	Outage  *Outage // why it is not lent, if an admin has to return it
+	Missing bool    // the driver does not show it: only its UUID and Index are known
+}
+
+// Status returns the devices as they were a moment ago, those that are lent or
+// taken but missing last. An error means that nobody knows.
+func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
+	devices, err := i.Devices(ctx)
+	if err != nil {
+		return nil, Version{}, err
+	}
+	leases, err := i.Ledger.Leases(ctx)
+	if err != nil {
+		return nil, Version{}, err
+	}
+	held := map[UUID]*Lease{}
+	for n := range leases {
+		held[leases[n].GPU] = &leases[n]
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var all []Seen
+	known := map[UUID]bool{}
+	for _, d := range devices {
+		known[d.UUID] = true
+		all = append(all, Seen{Device: d, Reading: reading(i.readings, d.UUID), Lease: held[d.UUID], Outage: i.outageOf(d)})
+	}
+	for _, l := range leases {
+		if !known[l.GPU] {
+			known[l.GPU] = true
+			d := Device{Index: l.Index, UUID: l.GPU}
+			all = append(all, Seen{Device: d, Reading: reading(nil, l.GPU), Lease: held[l.GPU], Outage: i.outages[l.GPU], Missing: true})
+		}
+	}
+	for _, o := range sorted(i.outages) {
+		if !known[o.GPU] {
+			d := Device{Index: o.Index, UUID: o.GPU, Name: o.Name, State: Unhealthy, Cause: o.Cause}
+			all = append(all, Seen{Device: d, Reading: reading(nil, o.GPU), Outage: o, Missing: true})
+		}
+	}
+	return all, i.version, nil
+}
+
+// reading returns what was read of a device, which may be nothing.
+func reading(readings map[UUID]Reading, uuid UUID) Reading {
+	if r, ok := readings[uuid]; ok {
+		return r
+	}
+	return Reading{Utilization: -1, Temperature: -1}
+}

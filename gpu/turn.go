@@ -1,0 +1,102 @@
+package gpu
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// passFor is how long smaller requests may pass a larger one that does not
+	// fit: until then no device stands idle while somebody could use it, from
+	// then on what comes free is kept for it, and nobody comes before it who has
+	// not waited as long.
+	passFor = 30 * time.Minute
+
+	// Who has had fewer GPUs comes first, counted over shareTime, with what is
+	// halfTime old counting half. A difference of less than shareStep is none:
+	// then it is who came first.
+	shareTime = 7 * 24 * time.Hour
+	halfTime  = 2 * 24 * time.Hour
+	shareStep = time.Hour
+)
+
+// A Waiter is a request in line.
+type Waiter struct {
+	Request
+
+	Since time.Time
+	Used  time.Duration // GPU time that its owner has had lately, by weight
+}
+
+// old reports whether w has waited so long that nobody may pass it.
+func (w Waiter) old(now time.Time) bool { return now.Sub(w.Since) >= passFor }
+
+// order puts line into its order: first who has waited for long, as they came;
+// then who has had less, or else who came first. A place gets worse for those
+// only who have not waited long.
+func order(line []Waiter, now time.Time) {
+	slices.SortFunc(line, func(a, b Waiter) int {
+		if a.old(now) != b.old(now) {
+			if a.old(now) {
+				return -1
+			}
+			return 1
+		}
+		less := 0
+		if !a.old(now) {
+			less = cmp.Compare(a.Used/shareStep, b.Used/shareStep)
+		}
+		return cmp.Or(less, a.Since.Compare(b.Since), strings.Compare(a.Owner, b.Owner), strings.Compare(a.Project, b.Project))
+	})
+}
+
+// used returns how much of the time from lent until given back (zero: still
+// held) counts now: the integral of what a second counts, which halves every
+// halfTime.
+func used(lent, back, now time.Time) time.Duration {
+	if back.IsZero() || back.After(now) {
+		back = now
+	}
+	if oldest := now.Add(-shareTime); lent.Before(oldest) {
+		lent = oldest
+	}
+	if !lent.Before(back) {
+		return 0
+	}
+	left := func(t time.Time) float64 { return math.Exp2(-float64(now.Sub(t)) / float64(halfTime)) }
+	return time.Duration(float64(halfTime) / math.Ln2 * (left(back) - left(lent)))
+}
+
+// next returns who of line, which is in order, gets which of the devices that
+// are fit and that nobody holds; without a device it is nobody's turn. Who is at their own limit is
+// passed over and keeps their place. A request that does not fit is passed,
+// unless it is old: then what it could use is kept for it.
+func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
+	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
+	})
+	shares := sharesOf(held)
+	for _, w := range line {
+		fits := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.State != Fit || !w.Want.Takes(d) })
+		if len(fits) < w.Want.Count || shares[w.Owner]+float64(w.Want.Count)*fits[0].share() > w.Limit+tiny {
+			continue
+		}
+		if chosen := choose(devices, free, w.Want); chosen != nil {
+			return w, chosen
+		}
+		if w.old(now) {
+			free = slices.DeleteFunc(free, w.Want.Takes)
+		}
+	}
+	return Waiter{}, nil
+}
+
+// without returns the devices that are not among those taken.
+func without(devices, taken []Device) []Device {
+	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
+		return slices.ContainsFunc(taken, func(t Device) bool { return t.UUID == d.UUID })
+	})
+}

@@ -1,0 +1,139 @@
+package gpu
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var noon = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+
+// waiter is somebody who has waited for d, and has had GPUs for used.
+func waiter(session string, count int, d, used time.Duration) Waiter {
+	return Waiter{Request: Request{Session: session, Owner: session, Want: Want{Count: count}, Limit: 4, Weight: 1}, Since: noon.Add(-d), Used: used}
+}
+
+func TestOrder(t *testing.T) {
+	const m, h = time.Minute, time.Hour
+	for _, tt := range []struct {
+		line []Waiter
+		want string
+	}{
+		{[]Waiter{waiter("b", 1, 1*m, 0), waiter("a", 1, 2*m, 0)}, "a b"},                     // who came first
+		{[]Waiter{waiter("a", 1, 2*m, 5*h), waiter("b", 1, 1*m, 3*h)}, "b a"},                 // who has had less
+		{[]Waiter{waiter("a", 1, 2*m, 50*m), waiter("b", 1, 1*m, 10*m)}, "a b"},               // which is not worth a place
+		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 30*m, 99*h)}, "a new"},               // nobody passes who has waited for long
+		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 29*m, 99*h)}, "new a"},               // until then they do
+		{[]Waiter{waiter("b", 1, 31*m, 0), waiter("a", 1, 40*m, 99*h)}, "a b"},                // and among those it is who came first
+		{[]Waiter{waiter("b", 1, m, 0), waiter("a", 1, m, 0), waiter("c", 1, m, 0)}, "a b c"}, // always the same
+	} {
+		for range 2 {
+			order(tt.line, noon)
+			if got := sessions(tt.line); got != tt.want {
+				t.Errorf("order = %s; want %s", got, tt.want)
+			}
+			slices.Reverse(tt.line)
+		}
+	}
+}
+
+func sessions(line []Waiter) string {
+	var list []string
+	for _, w := range line {
+		list = append(list, w.Session)
+	}
+	return strings.Join(list, " ")
+}
+
+func TestUsed(t *testing.T) {
+	const d = 24 * time.Hour
+	for _, tt := range []struct {
+		lent, back time.Duration // ago; back -1 is still held
+		want       time.Duration
+	}{
+		{time.Hour, -1, 59*time.Minute + 34*time.Second},
+		{time.Hour, 0, 59*time.Minute + 34*time.Second},
+		{49 * time.Hour, 2 * d, 29*time.Minute + 47*time.Second}, // half
+		{97 * time.Hour, 4 * d, 14*time.Minute + 53*time.Second}, // of half
+		{9 * d, 8 * d, 0},
+		{0, -1, 0},
+	} {
+		var back time.Time
+		if tt.back >= 0 {
+			back = noon.Add(-tt.back)
+		}
+		got := used(noon.Add(-tt.lent), back, noon)
+		if (got - tt.want).Abs() > time.Second {
+			t.Errorf("lent %v ago, back %v ago: %v; want %v", tt.lent, tt.back, got, tt.want)
+		}
+	}
+	if all := used(noon.Add(-30*d), time.Time{}, noon); all < 2*d || all > 3*d {
+		t.Errorf("somebody who always had one has had %v; a week counts for two to three days", all)
+	}
+}
+
+func TestNext(t *testing.T) {
+	const m = time.Minute
+	limited := waiter("limited", 1, 9*m, 0)
+	limited.Owner, limited.Limit = "holder", 1
+	for _, tt := range []struct {
+		name string
+		held []int // by holder
+		line []Waiter
+		want string
+	}{
+		{"nobody", nil, nil, " []"},
+		{"the first", nil, []Waiter{waiter("a", 1, m, 0), waiter("b", 1, m, 0)}, "a [0]"},
+		{"nothing free", []int{0, 1, 2, 3}, []Waiter{waiter("a", 1, m, 0)}, " []"},
+		{"a small one passes", []int{0, 1, 2}, []Waiter{waiter("a", 2, 29*m, 0), waiter("b", 1, m, 0)}, "b [3]"},
+		{"but not for ever", []int{0, 1, 2}, []Waiter{waiter("a", 2, 30*m, 0), waiter("b", 1, m, 0)}, " []"},
+		{"who is at their limit is passed", []int{0}, []Waiter{limited, waiter("b", 1, m, 0)}, "b [1]"},
+		{"nothing is kept for what cannot be", []int{0, 1, 2}, []Waiter{waiter("a", 5, 60*m, 0), waiter("b", 1, m, 0)}, "b [3]"},
+	} {
+		var held []Lease
+		for _, i := range tt.held {
+			held = append(held, Lease{Session: "h", Owner: "holder", GPU: devices(4)[i].UUID, Share: 1})
+		}
+		w, chosen := next(tt.line, devices(4), held, noon)
+		if got := fmt.Sprint(w.Session, " ", indexes(chosen)); got != tt.want {
+			t.Errorf("%s: %q; want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestForecast(t *testing.T) {
+	const m = time.Minute
+	at := func(minutes time.Duration) time.Time { return noon.Add(minutes * m) }
+	spells := []time.Duration{10 * m, 20 * m, 30 * m, 40 * m, 50 * m, 60 * m, 70 * m}
+	held := []Lease{
+		{Session: "a", GPU: devices(3)[0].UUID, Lent: at(-5)},
+		{Session: "b", GPU: devices(3)[1].UUID, Lent: at(-25)},
+		{Session: "c", GPU: devices(3)[2].UUID, Lent: at(-300)},
+	}
+	for _, tt := range []struct {
+		name   string
+		latest map[string]time.Time
+		spells []time.Duration
+		line   []Waiter
+		want   []time.Time
+	}{
+		{"clocks alone", map[string]time.Time{"a": at(90), "b": at(60), "c": at(75)}, nil,
+			[]Waiter{waiter("x", 1, 0, 0), waiter("y", 2, 0, 0), waiter("z", 1, 0, 0)}, []time.Time{at(60), at(90), {}}},
+		{"nothing is known", nil, spells[:4], []Waiter{waiter("x", 1, 0, 0)}, []time.Time{{}}},
+		// a: half of all were held for 40 min or more, of those held for 25 min half for 50.
+		{"the past", map[string]time.Time{"a": at(90), "b": at(90), "c": at(90)}, spells,
+			[]Waiter{waiter("x", 1, 0, 0), waiter("y", 1, 0, 0), waiter("z", 1, 0, 0)}, []time.Time{at(25), at(35), at(65)}},
+		{"the clocks are nearer", map[string]time.Time{"a": at(10), "b": at(5)}, spells,
+			[]Waiter{waiter("x", 2, 0, 0), waiter("y", 9, 0, 0)}, []time.Time{at(10), {}}},
+	} {
+		got := Forecast{Now: noon, Devices: devices(3), Held: held, Latest: tt.latest, Spells: tt.spells}.For(tt.line)
+		if !slices.EqualFunc(got, tt.want, time.Time.Equal) {
+			t.Errorf("%s: %v; want %v", tt.name, got, tt.want)
+		}
+	}
+	if got := (Forecast{Now: noon, Devices: devices(1)}).For([]Waiter{waiter("x", 1, 0, 0)}); !got[0].Equal(noon) {
+		t.Errorf("free now: %v", got)
+	}
+}

@@ -1,0 +1,270 @@
+package nvml
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+	"github.com/ds01/ds01/gpu"
+)
+
+// Readings returns what each device does now. A device that is not among them
+// could not be opened.
+func (p *Probe) Readings(ctx context.Context) (map[gpu.UUID]gpu.Reading, error) {
+	readings := map[gpu.UUID]gpu.Reading{}
+	err := p.call(ctx, func() error {
+		n, ret := p.lib.DeviceGetCount()
+		if ret != nvml.SUCCESS {
+			return fmt.Errorf("count GPUs: %w", ret)
+		}
+		for i := range n {
+			p.read(i, readings)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nvml: %w", err)
+	}
+	return readings, nil
+}
+
+// read reads a GPU and its MIG instances.
+func (p *Probe) read(index int, readings map[gpu.UUID]gpu.Reading) {
+	handle, ret := p.lib.DeviceGetHandleByIndex(index)
+	if ret != nvml.SUCCESS {
+		return
+	}
+	uuid, ret := handle.GetUUID()
+	if ret != nvml.SUCCESS {
+		return
+	}
+	r := gpu.Reading{Utilization: -1, Temperature: -1}
+	// Of a partitioned GPU most models do not say how busy it is.
+	if u, ret := handle.GetUtilizationRates(); ret == nvml.SUCCESS {
+		r.Utilization = int(u.Gpu)
+	}
+	if t, ret := handle.GetTemperature(nvml.TEMPERATURE_GPU); ret == nvml.SUCCESS {
+		r.Temperature = int(t)
+	}
+	if mw, ret := handle.GetPowerUsage(); ret == nvml.SUCCESS {
+		r.Watts = float64(mw) / 1000
+	}
+	r.Fault = p.fault(handle)
+	inside(handle, &r)
+	readings[gpu.UUID(uuid)] = r
+
+	if partitioned, err := p.partitioned(handle); err != nil || !partitioned {
+		return
+	}
+	most, _ := handle.GetMaxMigDeviceCount()
+	for i := range most {
+		part, ret := handle.GetMigDeviceHandleByIndex(i)
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		uuid, ret := part.GetUUID()
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		// Its temperature and power are the whole GPU's.
+		own := gpu.Reading{Utilization: -1, Temperature: r.Temperature}
+		inside(part, &own)
+		readings[gpu.UUID(uuid)] = own
+	}
+}
+
+// inside reads what is in a device: memory in use and the processes that compute
+// on it. Those that only draw, such as an X server, are no reason to keep a
+// device from being lent.
+func inside(handle nvml.Device, r *gpu.Reading) {
+	memory, ret := handle.GetMemoryInfo()
+	if ret != nvml.SUCCESS {
+		r.Err = fmt.Errorf("read memory: %w", ret)
+		return
+	}
+	r.Used = memory.Used
+	processes, ret := handle.GetComputeRunningProcesses()
+	if ret != nvml.SUCCESS {
+		r.Err = fmt.Errorf("list processes: %w", ret)
+		return
+	}
+	for _, process := range processes {
+		r.Processes = append(r.Processes, gpu.Process{PID: int(process.Pid), Memory: known(process.UsedGpuMemory)})
+	}
+}
+
+// known returns a number of bytes, or 0 where the driver does not say.
+func known(bytes uint64) uint64 {
+	if bytes == ^uint64(0) {
+		return 0
+	}
+	return bytes
+}
+
+// fault returns what is wrong with a GPU by the driver's own account, or "".
+// All of it ends with a reset of the GPU; what did not is hardware.
+func (p *Probe) fault(handle nvml.Device) string {
+	if action := recovery(handle); action != "" {
+		return action
+	}
+	if p.has("nvmlDeviceGetRemappedRows") { // Ampere and newer
+		if _, _, pending, failed, ret := handle.GetRemappedRows(); ret == nvml.SUCCESS {
+			switch {
+			case failed:
+				return "a row of its memory could not be remapped"
+			case pending:
+				return "a row of its memory waits to be remapped: reset it"
+			}
+		}
+	}
+	if pending, ret := handle.GetRetiredPagesPendingStatus(); ret == nvml.SUCCESS && pending == nvml.FEATURE_ENABLED {
+		return "a page of its memory waits to be retired: reset it" // Volta and older
+	}
+	n, ret := handle.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC)
+	if ret == nvml.SUCCESS && n > 0 {
+		return fmt.Sprintf("%d uncorrectable memory errors since its last reset", n)
+	}
+	return ""
+}
+
+// recovery returns what a GPU needs before it can be used again, or "". Drivers
+// before 565 do not say.
+func recovery(handle nvml.Device) string {
+	values := []nvml.FieldValue{{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION}}
+	if ret := handle.GetFieldValues(values); ret != nvml.SUCCESS || values[0].NvmlReturn != uint32(nvml.SUCCESS) {
+		return ""
+	}
+	switch nvml.DeviceGpuRecoveryAction(binary.NativeEndian.Uint32(values[0].Value[:])) {
+	case nvml.GPU_RECOVERY_ACTION_GPU_RESET, nvml.GPU_RECOVERY_ACTION_BUS_RESET:
+		return "the driver asks for a reset of it"
+	case nvml.GPU_RECOVERY_ACTION_NODE_REBOOT, nvml.GPU_RECOVERY_ACTION_SYSTEM_REBOOT:
+		return "the driver asks for a reboot of the host"
+	default: // nothing, or what may wait
+		return ""
+	}
+}
+
+// eventTypes are the events that say something about health or partitioning.
+const eventTypes = nvml.EventTypeXidCriticalError | nvml.EventTypeDoubleBitEccError | nvml.EventMigConfigChange |
+	nvml.EventTypeGpuUnavailableError | nvml.EventTypeGpuRecoveryAction
+
+// waitTime is how long one call waits for events: how long Watch may take to
+// end.
+const waitTime = 1000 // milliseconds
+
+// Watch calls notice for each event that the driver tells of, until ctx ends or
+// the driver does not let itself be watched.
+func (p *Probe) Watch(ctx context.Context, notice func(gpu.Notice)) error {
+	var set nvml.EventSet
+	err := p.call(ctx, func() (err error) {
+		set, err = p.register()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("nvml: watch: %w", err)
+	}
+	for ctx.Err() == nil && (err == nil || errors.Is(err, nvml.ERROR_TIMEOUT)) {
+		var n gpu.Notice
+		n, err = p.wait(ctx, set)
+		if err == nil {
+			notice(n)
+		}
+	}
+	if ctx.Err() != nil || errors.Is(err, nvml.ERROR_TIMEOUT) {
+		err = nil
+	}
+	free := p.call(context.WithoutCancel(ctx), func() error {
+		if p.waiting > 0 { // it hangs there
+			return nil
+		}
+		if ret := set.Free(); ret != nvml.SUCCESS {
+			return ret
+		}
+		return nil
+	})
+	if err = errors.Join(err, free); err != nil {
+		return fmt.Errorf("nvml: watch: %w", err)
+	}
+	return nil
+}
+
+// register asks for events of all GPUs, of each those that it knows. The caller
+// has the turn.
+func (p *Probe) register() (nvml.EventSet, error) {
+	n, ret := p.lib.DeviceGetCount()
+	if ret != nvml.SUCCESS {
+		return nil, fmt.Errorf("count GPUs: %w", ret)
+	}
+	set, ret := p.lib.EventSetCreate()
+	if ret != nvml.SUCCESS {
+		return nil, fmt.Errorf("make a set of events: %w", ret)
+	}
+	for i := range n {
+		handle, ret := p.lib.DeviceGetHandleByIndex(i)
+		if ret != nvml.SUCCESS {
+			continue // a lost one says nothing
+		}
+		supported, ret := handle.GetSupportedEventTypes()
+		if ret != nvml.SUCCESS || supported&eventTypes == 0 {
+			continue
+		}
+		if ret := handle.RegisterEvents(supported&eventTypes, set); ret != nvml.SUCCESS && ret != nvml.ERROR_GPU_IS_LOST {
+			_ = set.Free() // the other error matters
+			return nil, fmt.Errorf("ask GPU %d for events: %w", i, ret)
+		}
+	}
+	return set, nil
+}
+
+// wait waits for one event, outside of the turn: others may look meanwhile. Like
+// call it does not wait for a library that hangs.
+func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error) {
+	if err := p.call(ctx, func() error { p.waiting++; return nil }); err != nil {
+		return gpu.Notice{}, err
+	}
+	type result struct {
+		notice gpu.Notice
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		event, ret := set.Wait(waitTime)
+		var r result
+		if ret != nvml.SUCCESS {
+			r.err = ret
+		} else {
+			r.notice, r.err = understand(event)
+		}
+		// Not while somebody closes the library.
+		p.turn <- struct{}{}
+		p.waiting--
+		<-p.turn
+		done <- r
+	}()
+	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), patience, errHangs)
+	defer cancel()
+	select {
+	case r := <-done:
+		return r.notice, r.err
+	case <-bounded.Done():
+		return gpu.Notice{}, context.Cause(bounded)
+	}
+}
+
+// understand returns what an event says.
+func understand(event nvml.EventData) (gpu.Notice, error) {
+	uuid, ret := event.Device.GetUUID()
+	if ret != nvml.SUCCESS { // the GPU may be lost: look
+		return gpu.Notice{}, nil
+	}
+	n := gpu.Notice{GPU: gpu.UUID(uuid)}
+	switch event.EventType {
+	case nvml.EventTypeXidCriticalError:
+		n.XID = int(event.EventData)
+	case nvml.EventTypeDoubleBitEccError:
+		n.XID = 48
+	}
+	return n, nil
+}
