@@ -17,6 +17,7 @@ import (
 
 // gpuJSON is a GPU or a MIG instance as --json prints it.
 type gpuJSON struct {
+	Device    string `json:"device"` // what gpu show takes: its index, and of an instance "3:1"
 	Index     int    `json:"index"`
 	UUID      string `json:"uuid"`
 	Name      string `json:"name"`
@@ -29,7 +30,7 @@ type gpuJSON struct {
 
 func deviceJSON(d gpu.Device) gpuJSON {
 	return gpuJSON{
-		Index: d.Index, UUID: string(d.UUID), Name: d.Name, Memory: d.Memory, MIG: d.MIG,
+		Device: d.Label(), Index: d.Index, UUID: string(d.UUID), Name: d.Name, Memory: d.Memory, MIG: d.MIG,
 		Profile: d.Profile, Parent: string(d.Parent), Simulated: d.Simulated,
 	}
 }
@@ -39,7 +40,6 @@ func deviceJSON(d gpu.Device) gpuJSON {
 type heldJSON struct {
 	gpuJSON
 
-	Device  string     `json:"device"`  // what gpu show takes: its index, and of an instance "3:1"
 	State   string     `json:"state"`   // free, lent, partitioned, unhealthy, busy elsewhere, settling or missing
 	Cause   string     `json:"cause"`   // why it is not lent
 	Out     *time.Time `json:"out"`     // since when, if it is unhealthy
@@ -57,7 +57,7 @@ type heldJSON struct {
 
 // heldJSON is s as the caller may see it.
 func (c *call) heldJSON(s gpu.Seen) heldJSON {
-	row := heldJSON{gpuJSON: deviceJSON(s.Device), Device: s.Label(), State: stateOf(s), Cause: s.Cause, Missing: s.Missing}
+	row := heldJSON{gpuJSON: deviceJSON(s.Device), State: stateOf(s), Cause: s.Cause, Missing: s.Missing}
 	if s.Outage != nil {
 		row.Cause, row.Out, row.OutBy = s.Outage.Cause, stamp(s.Outage.Since), s.Outage.Taken
 	}
@@ -150,9 +150,9 @@ func (c *call) gpuList() error {
 	for _, s := range all {
 		rows = append(rows, c.heldJSON(s))
 	}
-	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UTIL MEMORY TEMP UUID CAUSE", func(g heldJSON) []string {
+	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UTIL MEMORY TEMP CAUSE UUID", func(g heldJSON) []string {
 		return []string{
-			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), g.percent(), g.memory(), g.degrees(), g.UUID, g.Cause,
+			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
 		}
 	})
 }
