@@ -47,6 +47,7 @@ type heldJSON struct {
 	Owner   string     `json:"owner"`   // "" if it is free
 	Project string     `json:"project"` // "" also for others'
 	Since   *time.Time `json:"since"`
+	Until   *time.Time `json:"until"`   // at the latest; null if nobody knows
 	Missing bool       `json:"missing"` // the driver does not show it
 
 	Utilization *int     `json:"utilization"` // percent; null if unknown
@@ -62,7 +63,7 @@ func (c *call) heldJSON(s gpu.Seen) heldJSON {
 		row.Cause, row.Out, row.OutBy = s.Outage.Cause, stamp(s.Outage.Since), s.Outage.Taken
 	}
 	if l := s.Lease; l != nil {
-		row.Owner, row.Since = l.Owner, stamp(l.Lent)
+		row.Owner, row.Since, row.Until = l.Owner, stamp(l.Lent), stamp(c.Sessions.Ends(l.Session))
 		if c.caller.Admin || l.Owner == c.caller.User {
 			row.Project = l.Project
 		}
@@ -105,7 +106,7 @@ func (c *call) gpus() *cobra.Command {
 	cmd := Parent("gpu", "Show GPUs, how they are and who holds them", "")
 	cmd.AddCommand(c.leaf(leaf{
 		use:   "list",
-		short: "List GPUs, how they are and who holds them since when",
+		short: "List GPUs, how they are and who holds them, at the latest until when",
 		long: "What is unhealthy is not lent until an admin returns it. What is busy elsewhere, or settling\n" +
 			"after its last session, is lent again as soon as it is free. Its holder keeps a GPU in any case.",
 		example: "ds01 gpu list",
@@ -150,9 +151,9 @@ func (c *call) gpuList() error {
 	for _, s := range all {
 		rows = append(rows, c.heldJSON(s))
 	}
-	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UTIL MEMORY TEMP CAUSE UUID", func(g heldJSON) []string {
+	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UNTIL UTIL MEMORY TEMP CAUSE UUID", func(g heldJSON) []string {
 		return []string{
-			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
+			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), moment(value(g.Until)), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
 		}
 	})
 }
@@ -270,7 +271,7 @@ func (c *call) gpuShow(name string) error {
 	fields := []field{
 		{"device", j.Device}, {"name", j.Name}, {"uuid", j.UUID}, {"profile", j.Profile}, {"part of", j.Parent},
 		{"state", j.State}, {"cause", j.Cause}, {"out since", moment(value(j.Out))}, {"taken by", j.OutBy},
-		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))},
+		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))}, {"until", moment(value(j.Until))},
 		{"utilization", j.percent()}, {"memory", j.memory()}, {"temperature", j.degrees()},
 	}
 	if j.Watts != nil {
