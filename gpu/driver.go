@@ -2,11 +2,14 @@ package gpu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"syscall"
 )
 
 // A Driver is a Probe that also says how the devices are. internal/nvml has the
@@ -132,7 +135,7 @@ var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
 // A process that is gone is not ok.
 func containerOf(proc string, pid int) (container string, ok bool) {
 	text, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
-	if os.IsNotExist(err) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 		return "", false
 	}
 	return string(containerID.Find(text)), true // what cannot be read is nobody's

@@ -1,6 +1,7 @@
-// Package gpu knows what GPUs there are and who holds them. A lease is a row
-// in the database, written before the session's container exists and released
-// after it is gone; the container engine is never asked who holds what.
+// Package gpu knows what GPUs there are, how they are and who holds them. A
+// lease is a row in the database, written before the session's container exists
+// and released after it is gone; the container engine is never asked who holds
+// what.
 package gpu
 
 import (

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/ds01/ds01/internal/db"
@@ -139,7 +140,7 @@ func (i *Inventory) judge(d Device, v view, held bool) (State, string) {
 
 // leftover is how much of a device's memory may be in use while nobody uses it:
 // the driver keeps some for itself.
-func leftover(memory uint64) uint64 { return min(max(memory/16, 256<<20), 1<<30) }
+func leftover(memory uint64) uint64 { return min(max(memory/16, 256<<20), 2<<30) }
 
 // tellState tells of a device whose state has changed and will again by itself.
 func (i *Inventory) tellState(ctx context.Context, d, before Device) {
@@ -346,6 +347,13 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 	defer i.saving.Unlock()
 	i.mu.Lock()
 	o, fault := i.outages[uuid], i.faults[uuid]
+	at := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == uuid })
+	label := ""
+	if at >= 0 {
+		label = i.devices[at].Label()
+	} else if o != nil {
+		label = strconv.Itoa(o.Index)
+	}
 	i.mu.Unlock()
 	switch {
 	case o == nil:
@@ -357,10 +365,10 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM unhealthy WHERE gpu = ?`, uuid); err != nil {
 			return err
 		}
-		return i.Record(ctx, tx, "gpu.returned", by, fmt.Sprintf("GPU %d: was out for: %s", o.Index, o.Cause))
+		return i.Record(ctx, tx, "gpu.returned", by, fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause))
 	})
 	if err != nil {
-		return fmt.Errorf("return GPU %d: %w", o.Index, err)
+		return fmt.Errorf("return GPU %s: %w", label, err)
 	}
 	i.mu.Lock()
 	delete(i.outages, uuid)

@@ -210,15 +210,20 @@ func TestHeldDeviceIsFit(t *testing.T) {
 // Whose processes they are is not known while the engine does not answer: what
 // nobody holds and they use is not lent.
 func TestNobodyKnowsWhose(t *testing.T) {
-	in(t, 1, func(t *testing.T, r *rig) {
-		r.down()
-		r.start()
-		r.process(7, strings.Repeat("a", 64))
-		r.Sessions = func(context.Context) (map[string]string, error) { return nil, errors.New("no engine") }
-		r.f.read(r.f.devices[0].UUID, func(r *Reading) { r.Processes = []Process{{PID: 7}} })
-		pass(lookEvery)
-		r.want(0, BusyElsewhere, "process 7")
-	})
+	for name, engine := range map[string]func(context.Context) (map[string]string, error){
+		"error": func(context.Context) (map[string]string, error) { return nil, errors.New("no engine") },
+		"hangs": func(ctx context.Context) (map[string]string, error) { <-ctx.Done(); return nil, ctx.Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 1, func(t *testing.T, r *rig) {
+				r.process(7, strings.Repeat("a", 64))
+				r.f.change(func(f *fakeDriver) { f.engine = engine })
+				r.f.read(r.f.devices[0].UUID, func(r *Reading) { r.Processes = []Process{{PID: 7}} })
+				pass(lookEvery + engineTime)
+				r.want(0, BusyElsewhere, "process 7")
+			})
+		})
+	}
 }
 
 // A device that its last session has left something on is not lent: from before

@@ -25,6 +25,9 @@ const (
 	// flushEvery is how often what was used of the leases is written down.
 	flushEvery = time.Minute
 
+	// engineTime bounds the question whose containers there are.
+	engineTime = 5 * time.Second
+
 	// maxNotices bounds what a program can have written about the same mishap
 	// again and again: one event in this time.
 	maxNotices = time.Minute
@@ -229,7 +232,10 @@ func (i *Inventory) whose(ctx context.Context, readings map[UUID]Reading) {
 		}
 		if sessions == nil {
 			var err error
-			if sessions, err = i.Sessions(ctx); err != nil { // then they are nobody's, and what they use is not lent
+			bounded, cancel := context.WithTimeout(ctx, engineTime)
+			sessions, err = i.Sessions(bounded)
+			cancel()
+			if err != nil { // then they are nobody's, and what they use is not lent
 				i.Log.Warn("cannot tell whose the processes on the GPUs are", "err", err)
 				sessions = map[string]string{}
 			}

@@ -25,12 +25,16 @@ type fakeDriver struct {
 	readings map[UUID]Reading
 	err      error
 	hangs    bool // until the caller gives up
+	engine   func(ctx context.Context) (map[string]string, error)
 	notices  chan Notice
 }
 
 // newDriver returns a driver of n devices that do nothing.
 func newDriver(n int) *fakeDriver {
 	f := &fakeDriver{readings: map[UUID]Reading{}, notices: make(chan Notice)}
+	f.engine = func(context.Context) (map[string]string, error) {
+		return map[string]string{strings.Repeat("a", 64): "sa"}, nil
+	}
 	f.devices, _ = Simulated(n).Devices(context.Background())
 	for _, d := range f.devices {
 		f.readings[d.UUID] = Reading{Utilization: 0, Temperature: 40}
@@ -131,8 +135,11 @@ func (r *rig) start() {
 	proc := r.t.TempDir()
 	i := &Inventory{
 		Driver: r.f, Ledger: NewLedger(r.db), Log: slog.New(slog.DiscardHandler), proc: proc,
-		Sessions: func(context.Context) (map[string]string, error) {
-			return map[string]string{strings.Repeat("a", 64): "sa"}, nil
+		Sessions: func(ctx context.Context) (map[string]string, error) {
+			r.f.mu.Lock()
+			ask := r.f.engine
+			r.f.mu.Unlock()
+			return ask(ctx)
 		},
 		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
 			_, err := tx.ExecContext(ctx, `INSERT INTO events (at, kind, user, detail) VALUES (0, ?, ?, ?)`, kind, by, detail)

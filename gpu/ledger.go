@@ -99,6 +99,16 @@ func (l *Ledger) ask(ctx context.Context, tx *sql.Tx, devices []Device, r Reques
 	if owned := sharesOf(held)[r.Owner]; owned+asked > r.Limit+tiny {
 		return nil, &OverLimit{Asked: asked, Held: owned, Limit: r.Limit}
 	}
+	var line bool
+	if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM waiters)`).Scan(&line); err != nil {
+		return nil, err
+	}
+	if !line { // nearly always, and the line need not be written to leave it at once
+		w := Waiter{Request: r, Since: l.now()}
+		if _, chosen := next([]Waiter{w}, devices, held, w.Since); chosen != nil {
+			return l.grant(ctx, tx, w, chosen, admit)
+		}
+	}
 	if err := join(ctx, tx, r, l.now()); err != nil {
 		return nil, err
 	}
@@ -114,17 +124,21 @@ func sharesOf(held []Lease) map[string]float64 {
 	return shares
 }
 
-// give writes the leases of one session.
-func give(ctx context.Context, tx *sql.Tx, w Waiter, devices []Device, now time.Time) error {
-	for _, d := range devices {
+// grant gives w the devices chosen, unless it is not admitted.
+func (l *Ledger) grant(ctx context.Context, tx *sql.Tx, w Waiter, chosen []Device, admit Admit) ([]Grant, error) {
+	if ok, err := admit(ctx, tx, w.Session); err != nil || !ok {
+		return nil, err
+	}
+	now := db.Millis(l.now())
+	for _, d := range chosen {
 		_, err := tx.ExecContext(ctx,
 			`INSERT INTO leases (session, gpu, idx, owner, project, share, lent) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			w.Session, d.UUID, d.Index, w.Owner, w.Project, d.share(), db.Millis(now))
+			w.Session, d.UUID, d.Index, w.Owner, w.Project, d.share(), now)
 		if err != nil {
-			return fmt.Errorf("%s: %w", d.UUID, err)
+			return nil, fmt.Errorf("%s: %w", d.UUID, err)
 		}
 	}
-	return nil
+	return []Grant{{w.Session, chosen}}, nil
 }
 
 // Release takes back whatever session holds, once tx is committed. A session

@@ -65,16 +65,11 @@ func (l *Ledger) serve(ctx context.Context, tx *sql.Tx, devices []Device, admit 
 		if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE session = ?`, w.Session); err != nil {
 			return nil, err
 		}
-		switch ok, err := admit(ctx, tx, w.Session); {
-		case err != nil:
-			return nil, err
-		case !ok:
-			continue
-		}
-		if err := give(ctx, tx, w, chosen, now); err != nil {
+		granted, err := l.grant(ctx, tx, w, chosen, admit)
+		if err != nil {
 			return nil, err
 		}
-		grants = append(grants, Grant{w.Session, chosen})
+		grants = append(grants, granted...)
 	}
 }
 

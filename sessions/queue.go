@@ -313,13 +313,11 @@ func (m *Manager) line(ctx context.Context) (places []Place, f gpu.Forecast, err
 		return nil, f, explainDB(err)
 	}
 	f.Devices, _ = m.devices(ctx) // without them, nothing is to be expected
-	m.mu.Lock()
-	for id, s := range m.lives {
-		if at, _ := s.deadline(); len(s.gpus) > 0 && !at.IsZero() {
-			f.Latest[id] = at
+	for _, l := range f.Held {
+		if at := m.Ends(l.Session); !at.IsZero() {
+			f.Latest[l.Session] = at
 		}
 	}
-	m.mu.Unlock()
 	turns := f.For(line)
 	for i, w := range line {
 		places = append(places, Place{
@@ -327,6 +325,16 @@ func (m *Manager) line(ctx context.Context) (places []Place, f gpu.Forecast, err
 		})
 	}
 	return places, f, nil
+}
+
+// Ends returns when a session ends at the latest; zero is that nobody knows.
+func (m *Manager) Ends(session string) (at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.lives[session]; s != nil {
+		at, _ = s.deadline()
+	}
+	return at
 }
 
 // tellLine tells everybody in line where they are.

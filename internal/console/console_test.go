@@ -220,7 +220,7 @@ func TestJSONIsStable(t *testing.T) {
 		"project list":    "access created gpus image members name owner profile workspace",
 		"container stats": "files gpus owner project read_only session state usage",
 		"container list":  "connections ended files gpus holder idle_since image keep_reason kept_until launched owner project read_only reason retire_why retires session state workspace",
-		"gpu list":        "cause device index memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature utilization uuid watts",
+		"gpu list":        "cause device index memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature until utilization uuid watts",
 		"usage":           "gpu held_seconds project used_seconds user uuid watched_seconds",
 		"events":          "at detail id kind project session user",
 	} {
@@ -261,6 +261,10 @@ func TestDashboardOfOneSession(t *testing.T) {
 	}
 	if list := ok(t, b, carol, "container list"); !strings.Contains(list, "alice.thesis") {
 		t.Errorf("admin's list:\n%s", list)
+	}
+	var held []heldJSON
+	if err := json.Unmarshal([]byte(ok(t, b, bob, "gpu list --json")), &held); err != nil || held[0].Until == nil || held[0].Until.Sub(*held[0].Since).Round(time.Hour) != 24*time.Hour || held[1].Until != nil {
+		t.Errorf("until when GPUs are held: %+v, %v", held, err)
 	}
 	if list := ok(t, b, bob, "gpu list"); !strings.Contains(list, "alice") {
 		t.Errorf("others see no holder:\n%s", list)

@@ -133,7 +133,7 @@ func holds(s sessionJSON) string {
 func indexes(gpus []gpuJSON) string {
 	names := make([]string, len(gpus))
 	for i, g := range gpus {
-		names[i] = strconv.Itoa(g.Index)
+		names[i] = g.Device
 	}
 	return strings.Join(names, ",")
 }
@@ -249,7 +249,7 @@ func (c *call) showSession(s sessions.Session) error {
 
 // describe names one GPU in full.
 func describe(d gpu.Device) string {
-	return fmt.Sprintf("%d %s (%s)", d.Index, d.Name, d.UUID)
+	return fmt.Sprintf("%s %s (%s)", d.Label(), d.Name, d.UUID)
 }
 
 func (c *call) containerRetire() *cobra.Command {

@@ -17,6 +17,7 @@ import (
 
 // gpuJSON is a GPU or a MIG instance as --json prints it.
 type gpuJSON struct {
+	Device    string `json:"device"` // what gpu show takes: its index, and of an instance "3:1"
 	Index     int    `json:"index"`
 	UUID      string `json:"uuid"`
 	Name      string `json:"name"`
@@ -29,7 +30,7 @@ type gpuJSON struct {
 
 func deviceJSON(d gpu.Device) gpuJSON {
 	return gpuJSON{
-		Index: d.Index, UUID: string(d.UUID), Name: d.Name, Memory: d.Memory, MIG: d.MIG,
+		Device: d.Label(), Index: d.Index, UUID: string(d.UUID), Name: d.Name, Memory: d.Memory, MIG: d.MIG,
 		Profile: d.Profile, Parent: string(d.Parent), Simulated: d.Simulated,
 	}
 }
@@ -39,7 +40,6 @@ func deviceJSON(d gpu.Device) gpuJSON {
 type heldJSON struct {
 	gpuJSON
 
-	Device  string     `json:"device"`  // what gpu show takes: its index, and of an instance "3:1"
 	State   string     `json:"state"`   // free, lent, partitioned, unhealthy, busy elsewhere, settling or missing
 	Cause   string     `json:"cause"`   // why it is not lent
 	Out     *time.Time `json:"out"`     // since when, if it is unhealthy
@@ -47,6 +47,7 @@ type heldJSON struct {
 	Owner   string     `json:"owner"`   // "" if it is free
 	Project string     `json:"project"` // "" also for others'
 	Since   *time.Time `json:"since"`
+	Until   *time.Time `json:"until"`   // at the latest; null if nobody knows
 	Missing bool       `json:"missing"` // the driver does not show it
 
 	Utilization *int     `json:"utilization"` // percent; null if unknown
@@ -57,12 +58,12 @@ type heldJSON struct {
 
 // heldJSON is s as the caller may see it.
 func (c *call) heldJSON(s gpu.Seen) heldJSON {
-	row := heldJSON{gpuJSON: deviceJSON(s.Device), Device: s.Label(), State: stateOf(s), Cause: s.Cause, Missing: s.Missing}
+	row := heldJSON{gpuJSON: deviceJSON(s.Device), State: stateOf(s), Cause: s.Cause, Missing: s.Missing}
 	if s.Outage != nil {
 		row.Cause, row.Out, row.OutBy = s.Outage.Cause, stamp(s.Outage.Since), s.Outage.Taken
 	}
 	if l := s.Lease; l != nil {
-		row.Owner, row.Since = l.Owner, stamp(l.Lent)
+		row.Owner, row.Since, row.Until = l.Owner, stamp(l.Lent), stamp(c.Sessions.Ends(l.Session))
 		if c.caller.Admin || l.Owner == c.caller.User {
 			row.Project = l.Project
 		}
@@ -105,7 +106,7 @@ func (c *call) gpus() *cobra.Command {
 	cmd := Parent("gpu", "Show GPUs, how they are and who holds them", "")
 	cmd.AddCommand(c.leaf(leaf{
 		use:   "list",
-		short: "List GPUs, how they are and who holds them since when",
+		short: "List GPUs, how they are and who holds them, at the latest until when",
 		long: "What is unhealthy is not lent until an admin returns it. What is busy elsewhere, or settling\n" +
 			"after its last session, is lent again as soon as it is free. Its holder keeps a GPU in any case.",
 		example: "ds01 gpu list",
@@ -150,9 +151,9 @@ func (c *call) gpuList() error {
 	for _, s := range all {
 		rows = append(rows, c.heldJSON(s))
 	}
-	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UTIL MEMORY TEMP UUID CAUSE", func(g heldJSON) []string {
+	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UNTIL UTIL MEMORY TEMP CAUSE UUID", func(g heldJSON) []string {
 		return []string{
-			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), g.percent(), g.memory(), g.degrees(), g.UUID, g.Cause,
+			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), moment(value(g.Until)), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
 		}
 	})
 }
@@ -270,7 +271,7 @@ func (c *call) gpuShow(name string) error {
 	fields := []field{
 		{"device", j.Device}, {"name", j.Name}, {"uuid", j.UUID}, {"profile", j.Profile}, {"part of", j.Parent},
 		{"state", j.State}, {"cause", j.Cause}, {"out since", moment(value(j.Out))}, {"taken by", j.OutBy},
-		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))},
+		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))}, {"until", moment(value(j.Until))},
 		{"utilization", j.percent()}, {"memory", j.memory()}, {"temperature", j.degrees()},
 	}
 	if j.Watts != nil {

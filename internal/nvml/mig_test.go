@@ -43,6 +43,7 @@ func partition(d *server.Device, parts ...part) {
 			GetMemoryInfoFunc: func() (nvml.Memory, nvml.Return) {
 				return nvml.Memory{Total: p.mib << 20, Used: 12 << 20}, nvml.SUCCESS
 			},
+			GetMemoryInfo_v2Func: func() (nvml.Memory_v2, nvml.Return) { return nvml.Memory_v2{}, nvml.ERROR_NOT_SUPPORTED },
 			GetComputeRunningProcessesFunc: func() ([]nvml.ProcessInfo, nvml.Return) {
 				return []nvml.ProcessInfo{{Pid: uint32(100 + p.gi), UsedGpuMemory: 1 << 20}}, nvml.SUCCESS
 			},

@@ -51,6 +51,12 @@ func machine(host *server.Server) *server.Server {
 		d.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 7, nvml.SUCCESS }
 		d.GetMigDeviceHandleByIndexFunc = func(int) (nvml.Device, nvml.Return) { return nil, nvml.ERROR_NOT_FOUND }
 		d.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) { return nvml.Utilization{}, nvml.SUCCESS }
+		d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) {
+			return nvml.Memory_v2{Total: d.MemoryInfo.Total, Reserved: 2 << 30, Used: d.MemoryInfo.Used}, nvml.SUCCESS
+		}
+		d.GetMemoryInfoFunc = func() (nvml.Memory, nvml.Return) { // with what is reserved
+			return nvml.Memory{Total: d.MemoryInfo.Total, Used: d.MemoryInfo.Used + 2<<30}, nvml.SUCCESS
+		}
 		d.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) { return 34, nvml.SUCCESS }
 		d.GetPowerUsageFunc = func() (uint32, nvml.Return) { return 51500, nvml.SUCCESS }
 		d.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) { return nil, nvml.SUCCESS }

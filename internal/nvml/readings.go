@@ -52,7 +52,7 @@ func (p *Probe) read(index int, readings map[gpu.UUID]gpu.Reading) {
 		r.Watts = float64(mw) / 1000
 	}
 	r.Fault = p.fault(handle)
-	inside(handle, &r)
+	p.inside(handle, &r)
 	readings[gpu.UUID(uuid)] = r
 
 	if partitioned, err := p.partitioned(handle); err != nil || !partitioned {
@@ -70,7 +70,7 @@ func (p *Probe) read(index int, readings map[gpu.UUID]gpu.Reading) {
 		}
 		// Its temperature and power are the whole GPU's.
 		own := gpu.Reading{Utilization: -1, Temperature: r.Temperature}
-		inside(part, &own)
+		p.inside(part, &own)
 		readings[gpu.UUID(uuid)] = own
 	}
 }
@@ -78,13 +78,12 @@ func (p *Probe) read(index int, readings map[gpu.UUID]gpu.Reading) {
 // inside reads what is in a device: memory in use and the processes that compute
 // on it. Those that only draw, such as an X server, are no reason to keep a
 // device from being lent.
-func inside(handle nvml.Device, r *gpu.Reading) {
-	memory, ret := handle.GetMemoryInfo()
-	if ret != nvml.SUCCESS {
+func (p *Probe) inside(handle nvml.Device, r *gpu.Reading) {
+	var ret nvml.Return
+	if r.Used, ret = p.memoryUsed(handle); ret != nvml.SUCCESS {
 		r.Err = fmt.Errorf("read memory: %w", ret)
 		return
 	}
-	r.Used = memory.Used
 	processes, ret := handle.GetComputeRunningProcesses()
 	if ret != nvml.SUCCESS {
 		r.Err = fmt.Errorf("list processes: %w", ret)
@@ -93,6 +92,18 @@ func inside(handle nvml.Device, r *gpu.Reading) {
 	for _, process := range processes {
 		r.Processes = append(r.Processes, gpu.Process{PID: int(process.Pid), Memory: known(process.UsedGpuMemory)})
 	}
+}
+
+// memoryUsed returns how much of a device's memory is in use. Drivers since 510
+// say so without what they keep for themselves, a GiB or more on big GPUs.
+func (p *Probe) memoryUsed(handle nvml.Device) (uint64, nvml.Return) {
+	if p.has("nvmlDeviceGetMemoryInfo_v2") {
+		if memory, ret := handle.GetMemoryInfo_v2(); ret != nvml.ERROR_NOT_SUPPORTED {
+			return memory.Used, ret
+		}
+	}
+	memory, ret := handle.GetMemoryInfo()
+	return memory.Used, ret
 }
 
 // known returns a number of bytes, or 0 where the driver does not say.

@@ -62,11 +62,12 @@ func TestFault(t *testing.T) {
 		}, ""},
 		"an old driver": {func(s *server.Server, d *server.Device) {
 			s.LookupSymbolFunc = func(symbol string) error {
-				if symbol == "nvmlDeviceGetRemappedRows" {
+				if symbol == "nvmlDeviceGetRemappedRows" || symbol == "nvmlDeviceGetMemoryInfo_v2" {
 					return errors.New("undefined symbol")
 				}
 				return nil
 			}
+			d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) { panic("called what is not there") }
 			d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { panic("called what is not there") }
 		}, ""},
 		"pages pending": {func(_ *server.Server, d *server.Device) {
