@@ -165,6 +165,7 @@ func (i *Inventory) keepWatching() {
 			return
 		}
 		i.Log.Debug("the NVIDIA driver cannot be watched; trying again", "err", err)
+		i.noticed(Notice{}) // a lost GPU ends it
 		select {
 		case <-time.After(lookEvery):
 		case <-i.ctx.Done():

@@ -363,6 +363,9 @@ func TestCompletionNamesWhatTheCallerMayName(t *testing.T) {
 		{carol, []string{"project", "show", ""}, "alice.notes\nalice.thesis\n:4\n"},
 		{carol, []string{"user", "show", ""}, "alice\nbob\ncarol\n:4\n"},
 		{bob, []string{"user", "show", ""}, ":4\n"},
+		{bob, []string{"gpu", "show", ""}, "0\n1\n:4\n"},
+		{bob, []string{"gpu", "take", ""}, ":4\n"},
+		{carol, []string{"gpu", "take", ""}, "0\n1\n:4\n"},
 		{carol, []string{"key", "add", "alice", ""}, ":0\n"},
 		{alice, []string{"project", "create", ""}, ":4\n"},
 	} {
