@@ -144,8 +144,12 @@ func (r *rig) start() {
 			r.f.mu.Unlock()
 			return ask(ctx)
 		},
-		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
-			_, err := tx.ExecContext(ctx, `INSERT INTO events (at, kind, user, detail) VALUES (0, ?, ?, ?)`, kind, by, detail)
+		Record: func(ctx context.Context, tx *sql.Tx, e Event) error {
+			holder := ""
+			if e.Lease != nil {
+				holder = e.Lease.Session
+			}
+			_, err := tx.ExecContext(ctx, `INSERT INTO events (at, kind, user, session, detail) VALUES (0, ?, ?, ?, ?)`, e.Kind, e.By, holder, e.Detail)
 			return err
 		},
 	}

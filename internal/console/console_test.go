@@ -96,8 +96,8 @@ func (b *Backend) watch(t *testing.T, driver gpu.Driver) {
 	i := &gpu.Inventory{
 		Driver: driver, Ledger: b.Ledger, Log: b.Log,
 		Sessions: func(context.Context) (map[string]string, error) { return nil, nil },
-		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
-			return observe.Record(ctx, tx, observe.Event{Kind: kind, User: by, Detail: detail})
+		Record: func(ctx context.Context, tx *sql.Tx, e gpu.Event) error {
+			return observe.Record(ctx, tx, observe.Event{Kind: e.Kind, User: e.By, Detail: e.Detail})
 		},
 	}
 	if err := i.Start(t.Context()); err != nil {
