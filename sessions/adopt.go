@@ -85,9 +85,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
 	s.keptUntil, s.keptWhy = r.keptUntil, r.keptWhy
 	for _, l := range leases {
-		d := devices[l.GPU]
-		d.Index, d.UUID = cmp.Or(d.Index, l.Index), l.GPU
-		s.gpus = append(s.gpus, d)
+		s.gpus = append(s.gpus, lentAs(l, devices))
 	}
 	if container == nil {
 		s.state, s.reason = Retiring, reason
@@ -121,6 +119,15 @@ func (m *Manager) known(ctx context.Context) map[gpu.UUID]gpu.Device {
 		known[d.UUID] = d
 	}
 	return known
+}
+
+// lentAs returns the device that l lends, as it is known; of one that the driver
+// does not show now, what it was when it was lent.
+func lentAs(l gpu.Lease, known map[gpu.UUID]gpu.Device) gpu.Device {
+	if d, ok := known[l.GPU]; ok {
+		return d
+	}
+	return gpu.Device{Index: l.Index, UUID: l.GPU}
 }
 
 // releaseEnded releases what sessions hold that have ended. There is nothing

@@ -271,7 +271,7 @@ func (m *Manager) settleDoubt() error {
 		}
 		grant := gpu.Grant{Session: s.id}
 		for _, l := range leases {
-			grant.Devices = append(grant.Devices, known[l.GPU])
+			grant.Devices = append(grant.Devices, lentAs(l, known))
 		}
 		m.served([]gpu.Grant{grant})
 	}
