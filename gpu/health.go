@@ -66,7 +66,7 @@ func (i *Inventory) assess(ctx context.Context, v view) {
 
 	if answers {
 		i.Log.Info("the GPUs answer again")
-		i.record(ctx, "gpu.answers", "the GPUs answer again")
+		i.record(ctx, "", Event{Kind: "gpu.answers", Detail: "the GPUs answer again"})
 	}
 	for _, d := range devices {
 		if was := before[d.UUID].State; was != d.State && was != Unhealthy && d.State != Unhealthy {
@@ -154,15 +154,28 @@ func (i *Inventory) tellState(ctx context.Context, d, before Device) {
 		detail += " (was " + string(before.State) + ")"
 	}
 	i.Log.Info("GPU state changed", "gpu", d.Label(), "state", kind, "cause", d.Cause)
-	i.record(ctx, kind, detail)
+	i.record(ctx, "", Event{Kind: kind, Detail: detail})
 }
 
-// record notes an event that nothing depends on.
-func (i *Inventory) record(ctx context.Context, kind, detail string) {
-	err := db.InTx(ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.Record(ctx, tx, kind, "", detail) })
+// record notes an event that nothing depends on, for who holds the device, too,
+// unless that is "".
+func (i *Inventory) record(ctx context.Context, uuid UUID, e Event) {
+	err := db.InTx(ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.tell(ctx, tx, uuid, e) })
 	if err != nil && i.ctx.Err() == nil {
-		i.Log.Warn("cannot note an event", "kind", kind, "err", err)
+		i.Log.Warn("cannot note an event", "kind", e.Kind, "err", err)
 	}
+}
+
+// tell notes an event, for who holds the device, too.
+func (i *Inventory) tell(ctx context.Context, tx *sql.Tx, uuid UUID, e Event) error {
+	held, err := leases(ctx, tx, "")
+	if err != nil {
+		return err
+	}
+	if at := slices.IndexFunc(held, func(l Lease) bool { return l.GPU == uuid }); at >= 0 {
+		e.Lease = &held[at]
+	}
+	return i.Record(ctx, tx, e)
 }
 
 // noticed is what the driver calls.
@@ -176,8 +189,8 @@ func (i *Inventory) noticed(n Notice) {
 	}
 }
 
-// hit takes a GPU out of lending if n says that it is broken, and tells of it in
-// any case.
+// hit takes a GPU out of lending if n says that it is broken and that is new, and
+// tells of it in any case.
 func (i *Inventory) hit(n Notice) {
 	i.mu.Lock()
 	at := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == n.GPU })
@@ -185,7 +198,7 @@ func (i *Inventory) hit(n Notice) {
 	if at >= 0 {
 		d = i.devices[at]
 	}
-	fatal := xids[n.XID].Fatal && n.GPU != ""
+	fatal := xids[n.XID].Fatal && n.GPU != "" && i.outages[n.GPU] == nil
 	if fatal {
 		i.takeOut(d, n.cause())
 		i.devices = slices.Clone(i.devices)
@@ -208,7 +221,7 @@ func (i *Inventory) hit(n Notice) {
 	}
 	if !again {
 		i.Log.Info("the NVIDIA driver reports an error", "gpu", d.Label(), "cause", n.cause())
-		i.record(i.ctx, "gpu.xid", fmt.Sprintf("GPU %s: %s", d.Label(), n.cause()))
+		i.record(i.ctx, d.UUID, Event{Kind: "gpu.xid", Detail: fmt.Sprintf("GPU %s: %s", d.Label(), n.cause())})
 	}
 }
 
@@ -246,7 +259,7 @@ func (i *Inventory) store(ctx context.Context, tx *sql.Tx, o *Outage, kind, deta
 	if err != nil {
 		return err
 	}
-	return i.Record(ctx, tx, kind, o.Taken, detail)
+	return i.tell(ctx, tx, o.GPU, Event{Kind: kind, By: o.Taken, Detail: detail})
 }
 
 // storedOutages returns those of an earlier run.
@@ -365,7 +378,7 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM unhealthy WHERE gpu = ?`, uuid); err != nil {
 			return err
 		}
-		return i.Record(ctx, tx, "gpu.returned", by, fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause))
+		return i.tell(ctx, tx, uuid, Event{Kind: "gpu.returned", By: by, Detail: fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause)})
 	})
 	if err != nil {
 		return fmt.Errorf("return GPU %s: %w", label, err)

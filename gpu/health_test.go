@@ -301,3 +301,30 @@ func TestErrorStorm(t *testing.T) {
 		}
 	})
 }
+
+// Who holds a device reads what happens to it; of others they do not.
+func TestHolderIsTold(t *testing.T) {
+	in(t, 2, func(t *testing.T, r *rig) {
+		a, b := r.f.devices[0].UUID, r.f.devices[1].UUID
+		r.hold("sa", a)
+		for _, n := range []Notice{{a, 31}, {b, 31}, {a, 79}, {a, 79}, {b, 48}} {
+			r.f.notices <- n
+			pass(time.Second)
+		}
+		var told int
+		err := r.db.QueryRow(`SELECT count(*) FROM events WHERE session = 'sa' AND detail LIKE 'GPU 0: XID %'`).Scan(&told)
+		if err != nil || told != 2 {
+			t.Errorf("the holder is told %d things, %v; want 2", told, err)
+		}
+		if got := r.events(); got != "gpu.xid gpu.xid gpu.unhealthy gpu.unhealthy" {
+			t.Errorf("events %q", got)
+		}
+		// What is out already can be hit again.
+		pass(maxNotices)
+		r.f.notices <- Notice{a, 79}
+		synctest.Wait()
+		if got := r.events(); !strings.HasSuffix(got, " gpu.xid") {
+			t.Errorf("events %q", got)
+		}
+	})
+}

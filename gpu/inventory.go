@@ -48,8 +48,8 @@ type Inventory struct {
 
 	// Sessions returns whose session's each container is, by the engine's ID.
 	Sessions func(ctx context.Context) (map[string]string, error)
-	// Record notes an event in tx; by is the admin who caused it, or "".
-	Record func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error
+	// Record notes an event in tx.
+	Record func(ctx context.Context, tx *sql.Tx, e Event) error
 
 	proc string // the kernel's; "" is /proc
 
@@ -72,6 +72,14 @@ type Inventory struct {
 	outages  map[UUID]*Outage // what is not lent, in the database and about to be
 	ended    map[string]bool  // sessions whose containers are gone, but whose leases are not yet released
 	told     map[Notice]time.Time
+}
+
+// An Event is something that has happened to a device.
+type Event struct {
+	Kind   string // gpu.unhealthy, gpu.returned, …
+	By     string // the admin who did it; "" is ds01 itself
+	Detail string // for people
+	Lease  *Lease // who holds the device; nil if nobody does
 }
 
 // Start looks at the devices and goes on doing so. If the driver does not answer,
@@ -165,6 +173,7 @@ func (i *Inventory) keepWatching() {
 			return
 		}
 		i.Log.Debug("the NVIDIA driver cannot be watched; trying again", "err", err)
+		i.noticed(Notice{}) // a lost GPU ends it
 		select {
 		case <-time.After(lookEvery):
 		case <-i.ctx.Done():
@@ -270,7 +279,7 @@ func (i *Inventory) missed(err error) {
 	i.mu.Unlock()
 	if first {
 		i.Log.Error("the GPUs do not answer; none is lent until they do", "err", err)
-		i.record(i.ctx, "gpu.silent", "the GPUs do not answer; none is lent until they do")
+		i.record(i.ctx, "", Event{Kind: "gpu.silent", Detail: "the GPUs do not answer; none is lent until they do"})
 	}
 }
 

@@ -27,11 +27,12 @@ type fakeDriver struct {
 	hangs    bool // until the caller gives up
 	engine   func(ctx context.Context) (map[string]string, error)
 	notices  chan Notice
+	broken   chan error // ends Watch
 }
 
 // newDriver returns a driver of n devices that do nothing.
 func newDriver(n int) *fakeDriver {
-	f := &fakeDriver{readings: map[UUID]Reading{}, notices: make(chan Notice)}
+	f := &fakeDriver{readings: map[UUID]Reading{}, notices: make(chan Notice), broken: make(chan error)}
 	f.engine = func(context.Context) (map[string]string, error) {
 		return map[string]string{strings.Repeat("a", 64): "sa"}, nil
 	}
@@ -83,6 +84,8 @@ func (f *fakeDriver) Watch(ctx context.Context, notice func(Notice)) error {
 		select {
 		case n := <-f.notices:
 			notice(n)
+		case err := <-f.broken:
+			return err
 		case <-ctx.Done():
 			return nil
 		}
@@ -141,8 +144,12 @@ func (r *rig) start() {
 			r.f.mu.Unlock()
 			return ask(ctx)
 		},
-		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
-			_, err := tx.ExecContext(ctx, `INSERT INTO events (at, kind, user, detail) VALUES (0, ?, ?, ?)`, kind, by, detail)
+		Record: func(ctx context.Context, tx *sql.Tx, e Event) error {
+			holder := ""
+			if e.Lease != nil {
+				holder = e.Lease.Session
+			}
+			_, err := tx.ExecContext(ctx, `INSERT INTO events (at, kind, user, session, detail) VALUES (0, ?, ?, ?, ?)`, e.Kind, e.By, holder, e.Detail)
 			return err
 		},
 	}
@@ -296,6 +303,15 @@ func TestInventoryOfAChangingHost(t *testing.T) {
 		r.f.notices <- Notice{}
 		synctest.Wait()
 		r.want(1, Fit, "")
+
+		r.f.change(func(f *fakeDriver) { f.devices[1].State, f.devices[1].Cause = Unhealthy, "lost" })
+		r.f.broken <- errors.New("a GPU is lost")
+		synctest.Wait()
+		r.want(1, Unhealthy, "lost")
+		pass(lookEvery) // then it is watched again
+		r.f.notices <- Notice{GPU: r.f.devices[0].UUID, XID: 79}
+		synctest.Wait()
+		r.want(0, Unhealthy, "XID 79")
 	})
 }
 

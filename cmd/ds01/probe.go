@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
@@ -53,13 +54,24 @@ func (h *house) inventory(ctx context.Context, c config.GPUs, ledger *gpu.Ledger
 			}
 			return all, err
 		},
-		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
-			return observe.Record(ctx, tx, observe.Event{Kind: kind, User: by, Detail: detail})
-		},
+		Record: recordGPU,
 	}
 	if err := i.Start(ctx); err != nil {
 		return nil, err
 	}
 	h.opens(i.Close)
 	return i, nil
+}
+
+// recordGPU notes what has happened to a GPU, among the events of the project
+// whose session holds it.
+func recordGPU(ctx context.Context, tx *sql.Tx, e gpu.Event) error {
+	note := observe.Event{Kind: e.Kind, User: e.By, Detail: e.Detail}
+	if l := e.Lease; l != nil {
+		note.Session, note.Project = l.Session, l.Project
+		if !strings.Contains(l.Project, ".") { // as its owner calls it
+			note.Project = l.Owner + "." + l.Project
+		}
+	}
+	return observe.Record(ctx, tx, note)
 }

@@ -96,8 +96,8 @@ func (b *Backend) watch(t *testing.T, driver gpu.Driver) {
 	i := &gpu.Inventory{
 		Driver: driver, Ledger: b.Ledger, Log: b.Log,
 		Sessions: func(context.Context) (map[string]string, error) { return nil, nil },
-		Record: func(ctx context.Context, tx *sql.Tx, kind, by, detail string) error {
-			return observe.Record(ctx, tx, observe.Event{Kind: kind, User: by, Detail: detail})
+		Record: func(ctx context.Context, tx *sql.Tx, e gpu.Event) error {
+			return observe.Record(ctx, tx, observe.Event{Kind: e.Kind, User: e.By, Detail: e.Detail})
 		},
 	}
 	if err := i.Start(t.Context()); err != nil {
@@ -361,6 +361,9 @@ func TestCompletionNamesWhatTheCallerMayName(t *testing.T) {
 		{carol, []string{"project", "show", ""}, "alice.notes\nalice.thesis\n:4\n"},
 		{carol, []string{"user", "show", ""}, "alice\nbob\ncarol\n:4\n"},
 		{bob, []string{"user", "show", ""}, ":4\n"},
+		{bob, []string{"gpu", "show", ""}, "0\n1\n:4\n"},
+		{bob, []string{"gpu", "take", ""}, ":4\n"},
+		{carol, []string{"gpu", "take", ""}, "0\n1\n:4\n"},
 		{carol, []string{"key", "add", "alice", ""}, ":0\n"},
 		{alice, []string{"project", "create", ""}, ":4\n"},
 	} {

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -128,9 +129,14 @@ func (c *call) gpus() *cobra.Command {
 	return cmd
 }
 
+// seenTime is how long a driver may take that has not answered for a while.
+const seenTime = 5 * time.Second
+
 // seen is every device as it was a moment ago.
 func (c *call) seen() ([]gpu.Seen, gpu.Version, error) {
-	all, version, err := c.GPUs.Status(c.ctx)
+	ctx, cancel := context.WithTimeout(c.ctx, seenTime)
+	defer cancel()
+	all, version, err := c.GPUs.Status(ctx)
 	if err != nil {
 		return nil, version, errSilent(err)
 	}
@@ -365,7 +371,7 @@ func explainGPU(err error, name, refused string) error {
 
 // gpuNames is how devices are named. None are if the driver does not answer.
 func (c *call) gpuNames() (names []string) {
-	all, _, _ := c.GPUs.Status(c.ctx)
+	all, _, _ := c.seen()
 	for _, s := range all {
 		names = append(names, s.Label())
 	}

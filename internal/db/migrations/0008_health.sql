@@ -13,4 +13,3 @@ CREATE TABLE unhealthy (
 -- those in which it was looked at. Sums, which are added to while it lasts.
 ALTER TABLE leases ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE leases ADD COLUMN watched INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX leases_by_time ON leases(lent);
