@@ -191,6 +191,9 @@ func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
 		if err := m.Ledger.Release(ctx, tx, s.id); err != nil {
 			return err
 		}
+		if _, err := m.Ledger.Leave(ctx, tx, s.id); err != nil { // where a commit in doubt has put it
+			return err
+		}
 		if err := storeEnded(ctx, tx, s, at); err != nil || !serve {
 			return err
 		}
