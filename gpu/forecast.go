@@ -26,6 +26,11 @@ func (f Forecast) For(line []Waiter) []time.Time {
 	for _, l := range f.Held {
 		ready[l.GPU] = f.ends(l)
 	}
+	for _, d := range f.Devices {
+		if d.State != Fit && d.State != Settling { // that will be over soon
+			ready[d.UUID] = time.Time{}
+		}
+	}
 	for i, w := range line {
 		var fits []Device
 		for _, d := range f.Devices {

@@ -136,4 +136,11 @@ func TestForecast(t *testing.T) {
 	if got := (Forecast{Now: noon, Devices: devices(1)}).For([]Waiter{waiter("x", 1, 0, 0)}); !got[0].Equal(noon) {
 		t.Errorf("free now: %v", got)
 	}
+	for state, want := range map[State]time.Time{Settling: noon, Unhealthy: {}, BusyElsewhere: {}} {
+		out := devices(1)
+		out[0].State = state
+		if got := (Forecast{Now: noon, Devices: out}).For([]Waiter{waiter("x", 1, 0, 0)}); !got[0].Equal(want) {
+			t.Errorf("%s: %v; want %v", state, got, want)
+		}
+	}
 }

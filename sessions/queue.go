@@ -356,8 +356,8 @@ func (m *Manager) tellLine() error {
 }
 
 // describe says where p is in a line of n, who holds what it waits for, and
-// until when: "place 2 of 3, about 25 min; GPU 0 alice until 14:05 UTC at the
-// latest".
+// until when, and what cannot be lent: "place 2 of 3, about 25 min; GPU 0 alice until
+// 14:05 UTC at the latest; GPU 1 is unhealthy".
 func (p Place) describe(n int, f gpu.Forecast) string {
 	text := fmt.Sprintf("place %d of %d", p.Place, n)
 	if left := p.Expected.Sub(f.Now); !p.Expected.IsZero() {
@@ -382,12 +382,17 @@ func (p Place) describe(n int, f gpu.Forecast) string {
 	for i, session := range holders {
 		held[i] = "GPU " + strings.Join(labels[session], ", ") + held[i]
 	}
-	if len(held) == 0 {
-		return text
+	if len(held) > 0 {
+		text += "; " + strings.Join(held, "; ")
+		if len(f.Latest) > 0 {
+			text += " UTC at the latest"
+		}
 	}
-	text += "; " + strings.Join(held, "; ")
-	if len(f.Latest) > 0 {
-		text += " UTC at the latest"
+	for _, d := range f.Devices {
+		lent := slices.ContainsFunc(f.Held, func(l gpu.Lease) bool { return l.GPU == d.UUID })
+		if d.State != gpu.Fit && !lent && p.Want.Takes(d) { // why may be somebody's own affair
+			text += fmt.Sprintf("; GPU %s is %s", d.Label(), d.State)
+		}
 	}
 	return text
 }

@@ -235,6 +235,8 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 		w, _ := full(t, func(c *config.Config) { c.Users["alice"] = config.Overlay{GPUs: new(1.0)} })
 		w.gpus.set(append(w.gpus.devices, gpu.Device{Index: 4, UUID: "GPU-4", State: gpu.Unhealthy}))
 		one, two := w.login(w.project("alice", "one", 1)), w.login(w.project("alice", "two", 1))
+		time.Sleep(10 * time.Second)
+		one.tells(t, "one is out", "queued place 1 of 2, about 24 h; GPU 0, 1, 2, 3 holder until Sun 00:00 UTC at the latest; GPU 4 is unhealthy")
 		w.gpus.fail(errors.New("NVML does not answer"))
 		time.Sleep(time.Minute)
 		w.gpus.fail(nil)
