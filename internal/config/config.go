@@ -90,6 +90,10 @@ type Limits struct {
 	Pids        int      `yaml:"pids"`         // 0 is no limit
 	NoFile      int      `yaml:"nofile"`       // 0 is the engine's default
 	IdleTimeout Duration `yaml:"idle_timeout"` // 0 is never
+
+	ConnectedIdleTimeout Duration `yaml:"connected_idle_timeout"` // 0 is never
+	GPUIdleTimeout       Duration `yaml:"gpu_idle_timeout"`       // 0 is never
+
 	MaxLifetime Duration `yaml:"max_lifetime"` // 0 is for ever
 	KeepMax     Duration `yaml:"keep_max"`     // 0 is that nobody may keep
 	StopGrace   Duration `yaml:"stop_grace"`   // from SIGTERM to SIGKILL
@@ -125,15 +129,19 @@ type Policy struct {
 // it leaves out is nil, which is not the same as zero: idle_timeout: 0 means
 // never.
 type Overlay struct {
-	GPUs        *float64       `yaml:"gpus,omitempty"`
-	Weight      *float64       `yaml:"weight,omitempty"`
-	Sessions    *int           `yaml:"sessions,omitempty"`
-	CPUs        *float64       `yaml:"cpus,omitempty"`
-	Memory      *Bytes         `yaml:"memory,omitempty"`
-	Shm         *Bytes         `yaml:"shm,omitempty"`
-	Pids        *int           `yaml:"pids,omitempty"`
-	NoFile      *int           `yaml:"nofile,omitempty"`
-	IdleTimeout *Duration      `yaml:"idle_timeout,omitempty"`
+	GPUs        *float64  `yaml:"gpus,omitempty"`
+	Weight      *float64  `yaml:"weight,omitempty"`
+	Sessions    *int      `yaml:"sessions,omitempty"`
+	CPUs        *float64  `yaml:"cpus,omitempty"`
+	Memory      *Bytes    `yaml:"memory,omitempty"`
+	Shm         *Bytes    `yaml:"shm,omitempty"`
+	Pids        *int      `yaml:"pids,omitempty"`
+	NoFile      *int      `yaml:"nofile,omitempty"`
+	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
+
+	ConnectedIdleTimeout *Duration `yaml:"connected_idle_timeout,omitempty"`
+	GPUIdleTimeout       *Duration `yaml:"gpu_idle_timeout,omitempty"`
+
 	MaxLifetime *Duration      `yaml:"max_lifetime,omitempty"`
 	KeepMax     *Duration      `yaml:"keep_max,omitempty"`
 	StopGrace   *Duration      `yaml:"stop_grace,omitempty"`
@@ -182,6 +190,10 @@ func Default() *Config {
 			Pids:        16384,
 			NoFile:      16384,
 			IdleTimeout: Duration(30 * time.Minute),
+
+			ConnectedIdleTimeout: Duration(8 * time.Hour),
+			GPUIdleTimeout:       Duration(2 * time.Hour),
+
 			MaxLifetime: Duration(24 * time.Hour),
 			KeepMax:     Duration(72 * time.Hour),
 			StopGrace:   Duration(60 * time.Second),
@@ -212,6 +224,8 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Pids, o.Pids)
 	override(&p.NoFile, o.NoFile)
 	override(&p.IdleTimeout, o.IdleTimeout)
+	override(&p.ConnectedIdleTimeout, o.ConnectedIdleTimeout)
+	override(&p.GPUIdleTimeout, o.GPUIdleTimeout)
 	override(&p.MaxLifetime, o.MaxLifetime)
 	override(&p.KeepMax, o.KeepMax)
 	override(&p.StopGrace, o.StopGrace)
