@@ -127,6 +127,8 @@ type Manager struct {
 	usher  chan struct{} // asks for a look at the line; holds one
 	clocks chan struct{} // asks for a look at what is due; holds one
 
+	warnings chan warning // for the site's webhook and command
+
 	builds builds
 
 	reconciling sync.Mutex // held while one reconciliation runs
@@ -165,7 +167,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
 	m.wake, m.usher, m.away = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
-	m.clocks = make(chan struct{}, 1)
+	m.clocks, m.warnings = make(chan struct{}, 1), make(chan warning, maxWarnings)
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)
 	if err := m.writer.now(m.Ledger.Disperse); err != nil {
@@ -182,6 +184,9 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.spawn(m.reconciler)
 	m.spawn(m.ushers)
 	m.spawn(m.timekeeper)
+	for range notifiers {
+		m.spawn(m.notifier)
+	}
 	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
 	return context.Cause(ctx)
 }

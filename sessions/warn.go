@@ -21,6 +21,14 @@ func (s *life) announce(c term, now time.Time) {
 	at := c.at.UTC()
 	text := fmt.Sprintf("this session will be retired in %s, at %s UTC: %s", config.Duration(left), at.Format("15:04"), c.why)
 	s.tell("ds01: " + text)
+	if s.files { // it goes a minute after each transfer, and nobody misses it
+		return
+	}
+	s.m.notify(warning{
+		Kind: "session.warned", Session: s.id, Project: s.project.Name, Owner: s.project.Owner, Holder: s.project.holder(),
+		Retires: at.Truncate(time.Second), Left: int(left.Round(time.Second).Seconds()), Reason: c.why,
+		Text: s.project.String() + ": " + text,
+	})
 	s.m.writer.later(func(ctx context.Context, tx *sql.Tx) error {
 		return record(ctx, tx, "session.warned", "", s.project.Ref, s.id, "at "+at.Format("2006-01-02 15:04")+" UTC: "+c.why)
 	}, func(err error) {

@@ -25,6 +25,7 @@ type Config struct {
 	GPUs        GPUs               `yaml:"gpus"`
 	Patience    Duration           `yaml:"queue_patience"` // of a login without a terminal, in line for a GPU
 	UIDs        UIDs               `yaml:"uids"`
+	Notify      Notify             `yaml:"notify"`
 	SSH         SSH                `yaml:"ssh"`
 	Limits      Limits             `yaml:"limits"`
 	Roles       map[string]Overlay `yaml:"roles"` // what differs from Limits, by role
@@ -62,6 +63,13 @@ type GPUs struct {
 type UIDs struct {
 	First int `yaml:"first"`
 	Last  int `yaml:"last"`
+}
+
+// Notify says who outside ds01 is told before a session ends.
+type Notify struct {
+	Webhook     string   `yaml:"webhook"`      // gets it as JSON; "" is none
+	Command     []string `yaml:"command"`      // gets it on its standard input; empty is none
+	CommandUser string   `yaml:"command_user"` // the account that Command runs as
 }
 
 // SSH bounds what strangers and clients may do at the front door.
@@ -169,6 +177,7 @@ func Default() *Config {
 		GPUs:        GPUs{Probe: "auto", SimulatedMIG: []string{}},
 		Patience:    Duration(2 * time.Minute),
 		UIDs:        UIDs{First: 200000, Last: 299999},
+		Notify:      Notify{Command: []string{}, CommandUser: "nobody"},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
 			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
