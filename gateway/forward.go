@@ -71,7 +71,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 			_ = far.Close()
 			return // the connection is gone
 		}
-		c.join(sc, c.counts(ch), reqs, far)
+		c.join(sc, a, c.counts(ch), reqs, far)
 	}, func() { _ = c.Close() })
 }
 
@@ -126,7 +126,7 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 // join carries bytes between a channel and a connection of the container's, each
 // way until its own end, and closes both. The end of one way is the end of that
 // way alone: who has sent all may still read.
-func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.Request, far net.Conn) {
+func (c *conn) join(sc *gossh.ServerConn, a *sessions.Attachment, ch gossh.Channel, reqs <-chan *gossh.Request, far net.Conn) {
 	end := func() { _ = far.Close(); _ = ch.Close() } // either may be closed already
 	defer context.AfterFunc(c.ctx, end)()
 	var work sync.WaitGroup
@@ -138,13 +138,13 @@ func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.R
 	})
 	work.Go(func() {
 		defer close(sent)
-		pour(far, ch, isOpenSSH(string(sc.ClientVersion())), func(bool) {
+		pour(far, ch, isOpenSSH(string(sc.ClientVersion())), a.Carried, func(bool) {
 			if half, ok := far.(interface{ CloseWrite() error }); ok {
 				_ = half.CloseWrite() // it may be closed already
 			}
 		})
 	})
-	if readErr, writeErr := carry(ch, far); readErr == nil && writeErr == nil {
+	if readErr, writeErr := carry(ch, far, a.Carried); readErr == nil && writeErr == nil {
 		_ = ch.CloseWrite()
 		<-sent
 	}
@@ -156,8 +156,8 @@ func (c *conn) join(sc *gossh.ServerConn, ch gossh.Channel, reqs <-chan *gossh.R
 // does when to takes no more: all says which. What still comes then is thrown
 // away, since the client's window must not fill up, or it would never see the
 // end. OpenSSH (ours) hears that nobody reads.
-func pour(to io.Writer, ch gossh.Channel, ours bool, end func(all bool)) {
-	_, err := carry(to, ch)
+func pour(to io.Writer, ch gossh.Channel, ours bool, carried func(int), end func(all bool)) {
+	_, err := carry(to, ch, carried)
 	if err != nil && ours {
 		_, _ = ch.SendRequest("eow@openssh.com", false, nil)
 	}
@@ -167,14 +167,16 @@ func pour(to io.Writer, ch gossh.Channel, ours bool, end func(all bool)) {
 	}
 }
 
-// carry copies until from's end, and returns what else stopped it.
-func carry(to io.Writer, from io.Reader) (readErr, writeErr error) {
+// carry copies until from's end, and returns what else stopped it. It says how
+// many bytes it carries each time.
+func carry(to io.Writer, from io.Reader, carried func(int)) (readErr, writeErr error) {
 	var room buffer
 	defer room.release()
 	for n := 0; ; {
 		buf := room.after(n)
 		n, readErr = from.Read(buf)
 		if n > 0 {
+			carried(n)
 			if _, err := to.Write(buf[:n]); err != nil {
 				return nil, err
 			}

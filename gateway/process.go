@@ -107,16 +107,16 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	defer func() { _ = proc.Close() }() // a hang-up for what still runs
 	ch.ran = true
 
-	r := &running{Process: proc, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
+	r := &running{Process: proc, att: a, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
 	stop := make(chan struct{})
 	defer close(stop)
-	ch.serveWith(func() { ch.feed(proc.Stdin(), stop) })
+	ch.serveWith(func() { ch.feed(a, proc.Stdin(), stop) })
 	ch.serveWith(func() { ch.control(proc, stop) })
 	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
 	var outputs sync.WaitGroup
 	ch.spawnIn(&outputs, func() { ch.drain(r) })
 	if !ch.pty {
-		ch.spawnIn(&outputs, func() { _, _ = carry(&ch.errs, proc.Stderr()) }) // ends with the channel or whoever closed it
+		ch.spawnIn(&outputs, func() { _, _ = carry(&ch.errs, proc.Stderr(), a.Carried) }) // ends with the channel or whoever closed it
 	}
 	ch.spawn(func() { outputs.Wait(); close(r.drained) })
 	return ch.await(a, r)
@@ -136,6 +136,7 @@ func (ch *channel) measure() {
 // A running is a process with what is known of its end.
 type running struct {
 	sessions.Process
+	att     *sessions.Attachment
 	began   time.Time
 	drained chan struct{} // closed once all its output is written
 	ended   chan ending
@@ -262,6 +263,7 @@ func (ch *channel) drain(r *running) {
 		r.reading.Store(0)
 		r.read.Add(int64(n))
 		if n > 0 {
+			r.att.Carried(n)
 			if _, err := ch.out.Write(buf[:n]); err != nil {
 				return // the channel is closed
 			}
@@ -274,10 +276,11 @@ func (ch *channel) drain(r *running) {
 
 // feed copies the client's input to the command until its end, or at a terminal
 // until stop: what is typed next may be another's.
-func (ch *channel) feed(to io.WriteCloser, stop <-chan struct{}) {
+func (ch *channel) feed(a *sessions.Attachment, to io.WriteCloser, stop <-chan struct{}) {
 	if ch.pty {
 		b, ok := ch.kept, true
 		for ok {
+			a.Touch()
 			if _, err := to.Write(b); err != nil {
 				return
 			}
@@ -289,7 +292,7 @@ func (ch *channel) feed(to io.WriteCloser, stop <-chan struct{}) {
 		}
 		return
 	}
-	pour(to, ch, ch.ours, func(all bool) {
+	pour(to, ch, ch.ours, a.Carried, func(all bool) {
 		ch.eofCame.Store(all)
 		_ = to.Close()
 	})

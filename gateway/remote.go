@@ -33,6 +33,8 @@ type remote struct {
 	payload   func(from net.Addr) []byte
 	admit     func(net.Conn) (net.Conn, error) // nil, or says who may have a channel
 
+	att *sessions.Attachment // set by add
+
 	closing sync.Once
 	closed  chan struct{}
 }
@@ -234,7 +236,7 @@ func (c *conn) add(sc *gossh.ServerConn, a *sessions.Attachment, key string, r *
 	if c.remotes == nil {
 		c.remotes = map[string]*remote{}
 	}
-	c.remotes[key] = r
+	c.remotes[key], r.att = r, a
 	for _, l := range r.listeners {
 		c.work.Go(func() { guard(c.log, func() { c.accept(sc, r, l) }, func() { _ = c.Close() }) })
 	}
@@ -314,5 +316,5 @@ func (c *conn) call(sc *gossh.ServerConn, r *remote, far net.Conn) {
 		_ = far.Close()
 		return
 	}
-	c.join(sc, c.counts(ch), reqs, far)
+	c.join(sc, r.att, c.counts(ch), reqs, far)
 }

@@ -332,6 +332,27 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 	return all, i.version, nil
 }
 
+// Busy returns how busy devices are, in percent. Of some nobody can ever know, as
+// of MIG instances: those are left out. An error is that nobody knows now.
+func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, error) {
+	if _, err := i.Devices(ctx); err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	busy := map[UUID]int{}
+	for _, uuid := range devices {
+		n := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == uuid })
+		switch percent := reading(i.readings, uuid).Utilization; {
+		case percent >= 0:
+			busy[uuid] = percent
+		case n < 0 || i.devices[n].Profile == "" && !i.devices[n].Simulated:
+			return nil, fmt.Errorf("it is not known how busy %s is", uuid)
+		}
+	}
+	return busy, nil
+}
+
 // reading returns what was read of a device, which may be nothing.
 func reading(readings map[UUID]Reading, uuid UUID) Reading {
 	if r, ok := readings[uuid]; ok {

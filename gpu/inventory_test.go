@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -312,6 +313,39 @@ func TestInventoryOfAChangingHost(t *testing.T) {
 		r.f.notices <- Notice{GPU: r.f.devices[0].UUID, XID: 79}
 		synctest.Wait()
 		r.want(0, Unhealthy, "XID 79")
+	})
+}
+
+// What a driver cannot tell of a whole GPU at the moment is unknown, not idle.
+func TestBusy(t *testing.T) {
+	in(t, 2, func(t *testing.T, r *rig) {
+		r.f.change(func(f *fakeDriver) {
+			for n := range f.devices {
+				f.devices[n].Simulated = false
+			}
+			f.devices = append(f.devices, Device{UUID: "MIG-a", Profile: "1g.10gb", Parent: f.devices[1].UUID, Slices: 1, SlicesOf: 7})
+			f.readings["MIG-a"] = Reading{Utilization: -1}
+		})
+		a, b := r.f.devices[0].UUID, r.f.devices[1].UUID
+		r.f.read(a, func(r *Reading) { r.Utilization = 70 })
+		time.Sleep(2 * lookEvery)
+		busy, err := r.Busy(t.Context(), []UUID{a, b, "MIG-a"})
+		if want := map[UUID]int{a: 70, b: 0}; err != nil || !maps.Equal(busy, want) {
+			t.Errorf("busy = %v, %v; want %v", busy, err, want)
+		}
+		r.f.change(func(f *fakeDriver) { delete(f.readings, b) })
+		time.Sleep(2 * lookEvery)
+		if busy, err := r.Busy(t.Context(), []UUID{a, b}); err == nil {
+			t.Errorf("with one that could not be read: %v", busy)
+		}
+		if busy, err := r.Busy(t.Context(), []UUID{"GPU-gone"}); err == nil {
+			t.Errorf("one that is gone: %v", busy)
+		}
+		r.f.change(func(f *fakeDriver) { f.err = errors.New("timeout") })
+		time.Sleep(2 * maxAge)
+		if busy, err := r.Busy(t.Context(), []UUID{a}); err == nil {
+			t.Errorf("of a driver that does not answer: %v", busy)
+		}
 	})
 }
 

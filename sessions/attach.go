@@ -3,6 +3,7 @@ package sessions
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
@@ -24,6 +25,10 @@ type Attachment struct {
 	project Project // as found for who attaches
 	notices chan string
 	revoked chan error // holds one
+
+	from    time.Time
+	touched atomic.Int64  // when the client last typed, in nanoseconds after from; 0 is never
+	carried atomic.Uint64 // bytes either way that nobody has counted yet
 }
 
 // reasonTime is how long Reason waits for the engine to say why a container
@@ -35,28 +40,28 @@ const reasonTime = 5 * time.Second
 // returns. If ctx ends, the launch goes on for the others. While the last
 // session is retiring, Attach waits for its end and then launches the next.
 func (m *Manager) Attach(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
-	return m.attach(ctx, p, Attachment{}, step)
+	return m.attach(ctx, p, &Attachment{}, step)
 }
 
 // AttachNow is Attach for who does not wait in line: if no GPU is free, it is
 // refused with an error that says who has them (ExitNoGPU).
 func (m *Manager) AttachNow(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
-	return m.attach(ctx, p, Attachment{now: true}, step)
+	return m.attach(ctx, p, &Attachment{now: true}, step)
 }
 
 // AttachFiles is Attach for who only moves files: without a session of p's it
 // launches a files session.
 func (m *Manager) AttachFiles(ctx context.Context, p Project, step func(Step)) (*Attachment, error) {
-	return m.attach(ctx, p, Attachment{files: true}, step)
+	return m.attach(ctx, p, &Attachment{files: true}, step)
 }
 
-func (m *Manager) attach(ctx context.Context, p Project, as Attachment, step func(Step)) (*Attachment, error) {
+func (m *Manager) attach(ctx context.Context, p Project, as *Attachment, step func(Step)) (*Attachment, error) {
 	began := time.Now()
 	if step == nil {
 		step = func(Step) {}
 	}
 	for {
-		a := &Attachment{project: p, now: as.now, files: as.files, notices: make(chan string, 8), revoked: make(chan error, 1)}
+		a := &Attachment{project: p, now: as.now, files: as.files, notices: make(chan string, 8), revoked: make(chan error, 1), from: time.Now()}
 		s, w, err := m.join(p, a)
 		switch {
 		case err != nil:
@@ -283,6 +288,13 @@ func (a *Attachment) Notices() <-chan string { return a.notices }
 // Revoked brings, once, why who attached may not stay, though the session goes
 // on: the project is no longer theirs to use in this way.
 func (a *Attachment) Revoked() <-chan error { return a.revoked }
+
+// Touch notes that somebody types. It is for the hot path, as is Carried.
+func (a *Attachment) Touch() { a.touched.Store(int64(time.Since(a.from))) }
+
+// Carried notes that n bytes went through the connection, to or from the container.
+// A few are no sign of life: editors have heartbeats.
+func (a *Attachment) Carried(n int) { a.carried.Add(uint64(n)) } // #nosec G115 -- not negative
 
 // Detach lets go. With the last one the idle clock starts. Calling it again
 // does nothing.

@@ -69,11 +69,11 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 		return Session{}, errRetiring(ref)
 	}
 	s.keptUntil, s.keptWhy = until, reason
-	s.stopTimers()
-	s.armLifetime()
-	if s.state == Idle {
-		s.armIdle()
+	s.policy.kept = monotonic(until)
+	if d == 0 {
+		s.policy.overtake(time.Now()) // who asks for it knows
 	}
+	m.lookAtClocks()
 	s.log.Info("session kept", "user", by, "until", until, "why", reason)
 	return s.snapshot(), nil
 }
@@ -122,15 +122,6 @@ func (s *life) mayKeep(now time.Time, d time.Duration) (until time.Time, err err
 		}
 	}
 	return db.Time(db.Millis(until)), nil // as the next run of the gateway will have it
-}
-
-// keeps returns the later of at, when s would retire for why, and the end of
-// its being kept, with what to call that. The caller holds m.mu.
-func (s *life) keeps(at time.Time, why string) (time.Time, string) {
-	if s.keptUntil.After(at) {
-		return s.keptUntil, why + ", no longer kept"
-	}
-	return at, why
 }
 
 // storeKept records that s is kept until then, unless it retires already.

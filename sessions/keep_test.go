@@ -73,7 +73,7 @@ func TestKeepThatEndsWithinTheIdleTime(t *testing.T) {
 
 func TestKeepOutlastsTheLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newWorld(t, func(c *config.Config) { c.Limits.ConnectedIdleTimeout = 0 })
 		p := w.project("alice", "thesis", 1)
 		a := w.attach(p)
 		time.Sleep(23 * time.Hour)

@@ -278,6 +278,7 @@ func (m *Manager) spec(s *life) (Spec, error) {
 		GID:       owner.GID,
 		Root:      account.Policy.Root,
 		Workspace: workspace.path(),
+		Files:     s.files,
 		ReadOnly:  s.project.ReadOnly,
 		GPUs:      s.gpus,
 		Limits:    s.limits,

@@ -4,9 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
@@ -54,8 +52,12 @@ type life struct {
 	waiting   map[*waiter]struct{} // those of the holds that wait for the launch
 	step      Step                 // the last
 	previous  string               // what became of the session before, until told
-	idle      *time.Timer
-	lifetime  []*time.Timer // its end, and the notices before
+
+	policy  *policy   // when it ends by itself; nil until it is up
+	look    time.Time // when to look at it next
+	before  Usage     // what it had used when it was last looked at
+	failed  bool      // whether that could not be told the last time
+	carried uint64    // bytes through connections that are gone, since then
 }
 
 // newLife returns a life in the given state and puts it into the tables. The
@@ -87,10 +89,13 @@ func (m *Manager) newLife(id string, p Project, files bool, state State) *life {
 func (s *life) up(c Container, state State, idleSince time.Time) {
 	s.container, s.state, s.idleSince = c, state, idleSince
 	close(s.launched)
-	s.armLifetime()
-	if state == Idle {
-		s.armIdle()
+	s.policy = newPolicy(s.limits, len(s.gpus), monotonic(s.began), monotonic(idleSince))
+	s.policy.kept = monotonic(s.keptUntil)
+	s.policy.overtake(time.Now())
+	if len(s.holds) > 0 {
+		s.policy.connect(len(s.holds), time.Now())
 	}
+	s.m.lookAtClocks()
 	if s.m.OnUp == nil || s.files || s.project.ReadOnly {
 		return
 	}
@@ -113,12 +118,14 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 // caller holds m.mu.
 func (s *life) hold(a *Attachment) {
 	s.holds[a] = struct{}{}
+	if s.policy != nil {
+		s.policy.connect(len(s.holds), time.Now())
+	}
 	if s.state != Idle {
 		return
 	}
-	s.stopIdle()
 	s.state, s.idleSince = Active, time.Time{}
-	s.storeLater()
+	s.storeLater("")
 }
 
 // release takes a away; with the last one the idle time begins. The caller
@@ -128,6 +135,10 @@ func (s *life) release(a *Attachment) {
 		return
 	}
 	delete(s.holds, a)
+	s.carried += a.carried.Swap(0)
+	if s.policy != nil {
+		s.policy.connect(len(s.holds), time.Now())
+	}
 	s.idleIfLeft()
 }
 
@@ -137,112 +148,27 @@ func (s *life) idleIfLeft() {
 		return
 	}
 	s.state, s.idleSince = Idle, time.Now()
-	s.armIdle()
-	s.storeLater()
+	s.policy.since = s.idleSince
+	s.storeLater("")
+	s.m.lookAtClocks()
 }
 
-// armIdle starts the idle clock, which may have begun under an earlier run of
-// the gateway.
-func (s *life) armIdle() {
-	limit := time.Duration(s.limits.IdleTimeout)
-	if limit == 0 || s.m.closed {
-		return
+// monotonic returns t, which the database has, so that a host's clock that is set
+// later does not move it. Zero stays zero.
+func monotonic(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
 	}
-	since, kept := s.idleSince, s.keptUntil
-	at, why := s.keeps(since.Add(limit), s.idleReason())
-	s.idle = s.after(time.Until(at), func() bool {
-		return s.state != Idle || !s.idleSince.Equal(since) || !s.keptUntil.Equal(kept) || s.expire(why)
-	})
+	now := time.Now()
+	return now.Add(t.Sub(now.Round(0)))
 }
 
-// after calls f, with m.mu held, when d is over, and again every few seconds
-// until it returns true or the timer is stopped.
-func (s *life) after(d time.Duration, f func() bool) *time.Timer {
-	var t *time.Timer
-	t = time.AfterFunc(d, func() {
-		s.m.mu.Lock() // which also makes t visible here
-		defer s.m.mu.Unlock()
-		if !s.m.closed && !f() {
-			t.Reset(lostTime)
-		}
-	})
-	return t
-}
-
-// lostTime is how often a clock that is up looks whether the engine is back.
-const lostTime = 5 * time.Second
-
-// expire retires s, unless the engine does not answer: until it does, nothing
-// that runs is touched. The caller holds m.mu.
-func (s *life) expire(why string) bool {
-	if s.m.lost {
-		return false
-	}
-	s.m.retireLocked(s, "", why)
-	return true
-}
-
-func (s *life) idleReason() string     { return "idle " + s.limits.IdleTimeout.String() }
-func (s *life) lifetimeReason() string { return "lifetime " + s.limits.MaxLifetime.String() }
-
-// notices are how long before the end of its lifetime people are told.
-var notices = []time.Duration{15 * time.Minute, 5 * time.Minute, time.Minute}
-
-// armLifetime starts the clocks that an idle time does not stop.
-func (s *life) armLifetime() {
-	limit := time.Duration(s.limits.MaxLifetime)
-	if limit == 0 || s.m.closed {
-		return
-	}
-	kept := s.keptUntil
-	end, why := s.keeps(s.began.Add(limit), s.lifetimeReason())
-	s.lifetime = append(s.lifetime, s.after(time.Until(end), func() bool {
-		return !s.keptUntil.Equal(kept) || s.expire(why)
-	}))
-	for _, before := range notices {
-		wait := time.Until(end.Add(-before))
-		if before >= limit || wait < 0 {
-			continue
-		}
-		s.lifetime = append(s.lifetime, s.after(wait, func() bool {
-			s.tell(fmt.Sprintf("ds01: this session will be retired in %s, at %s UTC: %s",
-				config.Duration(before), end.UTC().Format("15:04"), why))
-			return true
-		}))
-	}
-}
-
-func (s *life) stopIdle() {
-	if s.idle != nil {
-		s.idle.Stop()
-		s.idle = nil
-	}
-}
-
-func (s *life) stopTimers() {
-	s.stopIdle()
-	for _, t := range s.lifetime {
-		t.Stop()
-	}
-	s.lifetime = nil
-}
-
-// tell gives line to everybody who is attached. The caller holds m.mu.
-func (s *life) tell(line string) {
-	for a := range maps.Keys(s.holds) {
-		select {
-		case a.notices <- line:
-		default: // does not read; nothing may wait for it
-		}
-	}
-}
-
-// storeLater has the database say that s is active or idle now. The caller
-// holds m.mu and does not wait.
-func (s *life) storeLater() {
+// storeLater has the database say that s is active or idle now, and why. The
+// caller holds m.mu and does not wait.
+func (s *life) storeLater(why string) {
 	state, since := s.state, s.idleSince
 	s.m.writer.later(
-		func(ctx context.Context, tx *sql.Tx) error { return storeActivity(ctx, tx, s, state, since) },
+		func(ctx context.Context, tx *sql.Tx) error { return storeActivity(ctx, tx, s, state, since, why) },
 		func(err error) {
 			switch {
 			case err == nil:
@@ -256,15 +182,11 @@ func (s *life) storeLater() {
 // deadline returns when s will retire if nothing changes, and why; zero is
 // never. The caller holds m.mu.
 func (s *life) deadline() (at time.Time, why string) {
-	if limit := time.Duration(s.limits.MaxLifetime); limit > 0 {
-		at, why = s.keeps(s.began.Add(limit), s.lifetimeReason())
+	if s.policy == nil {
+		return time.Time{}, ""
 	}
-	if limit := time.Duration(s.limits.IdleTimeout); s.state == Idle && limit > 0 {
-		if idle, reason := s.keeps(s.idleSince.Add(limit), s.idleReason()); at.IsZero() || !idle.After(at) {
-			at, why = idle, reason
-		}
-	}
-	return at, why
+	shown := s.policy.shown(time.Now())
+	return shown.at, shown.why
 }
 
 // snapshot returns s as people see it now. The caller holds m.mu.

@@ -44,7 +44,7 @@ func TestIdleClock(t *testing.T) {
 		if s := w.session(p); s.State != sessions.Ended || s.Reason != "idle 30m" {
 			t.Errorf("30 minutes after the last disconnect: %+v", s)
 		}
-		if got, want := w.states(p), "launching active idle active idle retiring ended"; got != want {
+		if got, want := w.states(p), "launching active idle warned warned active idle warned warned retiring ended"; got != want {
 			t.Errorf("events = %s; want %s", got, want)
 		}
 		ended := time.Now().UTC().Format("15:04")
@@ -93,7 +93,7 @@ func TestIdleClockSurvivesRestart(t *testing.T) {
 
 func TestLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newWorld(t, func(c *config.Config) { c.Limits.ConnectedIdleTimeout = 0 })
 		p := w.project("alice", "thesis", 1)
 		a := w.attach(p)
 		began := time.Now()

@@ -87,7 +87,6 @@ func (m *Manager) retireLocked(s *life, by, reason string) {
 	}
 	s.reason, s.by = reason, by
 	s.state = Retiring
-	s.stopTimers()
 	grace := time.Duration(s.limits.StopGrace)
 	m.spawnLocked(func() { m.finish(m.ctx, s, ending{announce: true, grace: grace}) })
 }
@@ -113,7 +112,6 @@ func (m *Manager) diedLocked(s *life, reason string) {
 	case Active, Idle:
 		s.reason = reason
 		s.state = Retiring
-		s.stopTimers()
 		s.closeGone()
 		m.spawnLocked(func() { m.finish(m.ctx, s, ending{}) })
 	case Ended:
@@ -245,7 +243,6 @@ func (m *Manager) forget(s *life) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.state = Ended
-	s.stopTimers()
 	s.closeGone()
 	s.cancel(nil)
 	delete(m.lives, s.id)

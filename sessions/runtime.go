@@ -100,6 +100,7 @@ type Spec struct {
 	UID, GID  int
 	Root      bool         // shells run as root
 	Workspace string       // directory on the host, mounted at /workspace
+	Files     bool         // only moves files
 	ReadOnly  bool         // nothing in there can write to Workspace
 	Home      string       // directory on the host that keeps Persist, or ""
 	Persist   []string     // paths relative to $HOME, kept in Home

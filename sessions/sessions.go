@@ -115,6 +115,9 @@ type Manager struct {
 	// Settle, unless nil, is called for a session with GPUs whose container is
 	// gone, before they are released: it may have left something on them.
 	Settle func(ctx context.Context, session string)
+	// BusyGPUs, unless nil, returns how busy devices have been of late, in
+	// percent, of those of which it can be known. An error is that nobody knows now.
+	BusyGPUs func(ctx context.Context, devices []gpu.UUID) (map[gpu.UUID]int, error)
 
 	ctx    context.Context // from Start to Close
 	stop   context.CancelCauseFunc
@@ -122,6 +125,9 @@ type Manager struct {
 	writer *writer
 	wake   chan struct{} // asks for a reconciliation; holds one
 	usher  chan struct{} // asks for a look at the line; holds one
+	clocks chan struct{} // asks for a look at what is due; holds one
+
+	warnings chan warning // for the site's webhook and command
 
 	builds builds
 
@@ -161,6 +167,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.lives, m.bySlot = map[string]*life{}, map[slot]*life{}
 	m.wake, m.usher, m.away = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
+	m.clocks, m.warnings = make(chan struct{}, 1), make(chan warning, maxWarnings)
 	m.unready = errNotReady(nil)
 	m.writer = startWriter(m.DB)
 	if err := m.writer.now(m.Ledger.Disperse); err != nil {
@@ -176,6 +183,10 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.spawn(m.sweep)
 	m.spawn(m.reconciler)
 	m.spawn(m.ushers)
+	m.spawn(m.timekeeper)
+	for range notifiers {
+		m.spawn(m.notifier)
+	}
 	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
 	return context.Cause(ctx)
 }
@@ -186,9 +197,6 @@ func (m *Manager) Start(ctx context.Context) error {
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	m.closed = true
-	for _, s := range m.lives {
-		s.stopTimers()
-	}
 	m.mu.Unlock()
 	m.stop(errClosed)
 	m.work.Wait()

@@ -189,7 +189,7 @@ func storeActive(ctx context.Context, tx *sql.Tx, s *life) error {
 }
 
 // storeActivity records that s is active or idle, unless it retires already.
-func storeActivity(ctx context.Context, tx *sql.Tx, s *life, state State, since time.Time) error {
+func storeActivity(ctx context.Context, tx *sql.Tx, s *life, state State, since time.Time, why string) error {
 	err := update(ctx, tx, `UPDATE sessions SET state = ?, idle_since = ? WHERE id = ? AND state IN ('active', 'idle')`,
 		state, db.Millis(since), s.id)
 	switch {
@@ -198,7 +198,7 @@ func storeActivity(ctx context.Context, tx *sql.Tx, s *life, state State, since 
 	case err != nil:
 		return err
 	}
-	return record(ctx, tx, "session."+string(state), "", s.project.Ref, s.id, "")
+	return record(ctx, tx, "session."+string(state), "", s.project.Ref, s.id, why)
 }
 
 // storeRetiring records that s retires, and reports whether that is new.

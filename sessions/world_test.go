@@ -32,7 +32,8 @@ type world struct {
 	fake *sessionstest.Fake
 	cfg  *config.Config
 	gpus *probe
-	down func() // stops this gateway, politely
+	down func()                  // stops this gateway, politely
+	with func(*sessions.Manager) // sets what else the next one has; may be nil
 
 	settings sync.Mutex // guards cfg where a test reloads it
 }
@@ -119,6 +120,9 @@ func (w *world) start(onStep func(session string, s sessions.Step)) {
 			return account(ctx, d, w.config(), user)
 		},
 		OnStep: onStep,
+	}
+	if w.with != nil {
+		w.with(m)
 	}
 	w.Manager = m
 	w.down = func() {

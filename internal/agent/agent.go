@@ -23,6 +23,9 @@ const (
 	// Binary is where ds01-agent is mounted in the container, read-only.
 	Binary = "/.ds01/agent"
 
+	// OnRetire is a program of the user's in the container.
+	OnRetire = workspace + "/.ds01/on-retire"
+
 	socketName = "agent.sock"
 	configName = "config.json"
 	agentsDir  = "/.ds01/ssh" // of the sockets of SSHAgent
@@ -55,6 +58,7 @@ type Config struct {
 	Root     bool     // whether commands run as root instead
 	Home     string   // where the user's kept home is mounted in the container, or ""
 	Persist  []string // paths under $HOME that are links into Home
+	OnRetire bool     // whether OnRetire is run when the container ends
 }
 
 // WriteConfig writes c to dir, where the agent reads it at start. Only root

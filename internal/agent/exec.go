@@ -72,6 +72,15 @@ func (s *Server) start(cmd Command, files []*os.File, t *terminal) (*child, erro
 	if s.retiring.Load() {
 		return nil, &Error{Kind: Other, Text: "the container is ending"}
 	}
+	c, err := s.run(cmd, files, t)
+	if err == nil && s.retiring.Load() { // it may have missed the signal to all
+		c.signal(unix.SIGTERM)
+	}
+	return c, err
+}
+
+// run is start, whether or not the container ends.
+func (s *Server) run(cmd Command, files []*os.File, t *terminal) (*child, error) {
 	env := s.environ(cmd, t)
 	path, argv, err := s.program(cmd, env)
 	if err != nil {
@@ -97,9 +106,6 @@ func (s *Server) start(cmd Command, files []*os.File, t *terminal) (*child, erro
 		var c *child
 		c, err = s.reaper.start(func() (int, error) { return syscall.ForkExec(path, argv, attr) })
 		if err == nil {
-			if s.retiring.Load() { // it may have missed the signal to all
-				c.signal(unix.SIGTERM)
-			}
 			return c, nil
 		}
 		dirErr := s.enterable(attr.Dir)
@@ -109,6 +115,22 @@ func (s *Server) start(cmd Command, files []*os.File, t *terminal) (*child, erro
 		err = dirErr
 	}
 	return nil, err
+}
+
+// startOnRetire starts the user's program for when the container ends, if there
+// is one. The others have been asked to end by then; it has as long as they.
+func (s *Server) startOnRetire() {
+	if !s.Config.OnRetire || s.asUser(func() error { _, err := os.Lstat(OnRetire); return err }) != nil {
+		return
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err == nil {
+		_, err = s.run(Command{Args: []string{OnRetire}}, []*os.File{null, null, null}, nil)
+		_ = null.Close()
+	}
+	if err != nil {
+		s.Log.Warn("cannot run "+OnRetire, "err", err)
+	}
 }
 
 // enterable says why the user cannot start in dir, if so.

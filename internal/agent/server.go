@@ -111,6 +111,7 @@ func (s *Server) Run() error {
 				s.reaper.reap()
 			case !s.retiring.Swap(true):
 				r.begin()
+				s.startOnRetire()
 				tick = time.NewTicker(retireEvery).C
 			}
 		}

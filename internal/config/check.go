@@ -4,6 +4,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -41,6 +42,7 @@ func check(c *Config, lines map[string]int, p *Problems) {
 	k.door(c)
 	k.paths(c)
 	k.machine(c)
+	k.notify(c.Notify)
 	k.images("images", c.Images)
 	k.build(c.Build)
 	k.limits("limits", c.Limits)
@@ -185,6 +187,17 @@ func (k *checker) machine(c *Config) {
 		}
 		k.must(false, key, "uids.first %d is more than uids.last %d", c.UIDs.First, c.UIDs.Last)
 	}
+}
+
+// notify checks who is told before a session ends.
+func (k *checker) notify(n Notify) {
+	u, err := url.Parse(n.Webhook)
+	k.must(n.Webhook == "" || err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http"), "notify.webhook",
+		"is not an address, such as https://chat.example.edu/hooks/ds01") // it is a secret
+	if len(n.Command) > 0 {
+		k.absolute(item("notify.command", 0), n.Command[0])
+	}
+	k.must(accountName.MatchString(n.CommandUser), "notify.command_user", "%s is not an account's name", quote(n.CommandUser))
 }
 
 // image checks a reference roughly: the engine knows the rest.

@@ -25,6 +25,7 @@ type Config struct {
 	GPUs        GPUs               `yaml:"gpus"`
 	Patience    Duration           `yaml:"queue_patience"` // of a login without a terminal, in line for a GPU
 	UIDs        UIDs               `yaml:"uids"`
+	Notify      Notify             `yaml:"notify"`
 	SSH         SSH                `yaml:"ssh"`
 	Limits      Limits             `yaml:"limits"`
 	Roles       map[string]Overlay `yaml:"roles"` // what differs from Limits, by role
@@ -64,6 +65,13 @@ type UIDs struct {
 	Last  int `yaml:"last"`
 }
 
+// Notify says who outside ds01 is told before a session ends.
+type Notify struct {
+	Webhook     string   `yaml:"webhook"`      // gets it as JSON; "" is none
+	Command     []string `yaml:"command"`      // gets it on its standard input; empty is none
+	CommandUser string   `yaml:"command_user"` // the account that Command runs as
+}
+
 // SSH bounds what strangers and clients may do at the front door.
 type SSH struct {
 	AcceptEnv        []string `yaml:"accept_env"`         // patterns, as sshd's AcceptEnv
@@ -90,6 +98,10 @@ type Limits struct {
 	Pids        int      `yaml:"pids"`         // 0 is no limit
 	NoFile      int      `yaml:"nofile"`       // 0 is the engine's default
 	IdleTimeout Duration `yaml:"idle_timeout"` // 0 is never
+
+	ConnectedIdleTimeout Duration `yaml:"connected_idle_timeout"` // 0 is never
+	GPUIdleTimeout       Duration `yaml:"gpu_idle_timeout"`       // 0 is never
+
 	MaxLifetime Duration `yaml:"max_lifetime"` // 0 is for ever
 	KeepMax     Duration `yaml:"keep_max"`     // 0 is that nobody may keep
 	StopGrace   Duration `yaml:"stop_grace"`   // from SIGTERM to SIGKILL
@@ -125,15 +137,19 @@ type Policy struct {
 // it leaves out is nil, which is not the same as zero: idle_timeout: 0 means
 // never.
 type Overlay struct {
-	GPUs        *float64       `yaml:"gpus,omitempty"`
-	Weight      *float64       `yaml:"weight,omitempty"`
-	Sessions    *int           `yaml:"sessions,omitempty"`
-	CPUs        *float64       `yaml:"cpus,omitempty"`
-	Memory      *Bytes         `yaml:"memory,omitempty"`
-	Shm         *Bytes         `yaml:"shm,omitempty"`
-	Pids        *int           `yaml:"pids,omitempty"`
-	NoFile      *int           `yaml:"nofile,omitempty"`
-	IdleTimeout *Duration      `yaml:"idle_timeout,omitempty"`
+	GPUs        *float64  `yaml:"gpus,omitempty"`
+	Weight      *float64  `yaml:"weight,omitempty"`
+	Sessions    *int      `yaml:"sessions,omitempty"`
+	CPUs        *float64  `yaml:"cpus,omitempty"`
+	Memory      *Bytes    `yaml:"memory,omitempty"`
+	Shm         *Bytes    `yaml:"shm,omitempty"`
+	Pids        *int      `yaml:"pids,omitempty"`
+	NoFile      *int      `yaml:"nofile,omitempty"`
+	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
+
+	ConnectedIdleTimeout *Duration `yaml:"connected_idle_timeout,omitempty"`
+	GPUIdleTimeout       *Duration `yaml:"gpu_idle_timeout,omitempty"`
+
 	MaxLifetime *Duration      `yaml:"max_lifetime,omitempty"`
 	KeepMax     *Duration      `yaml:"keep_max,omitempty"`
 	StopGrace   *Duration      `yaml:"stop_grace,omitempty"`
@@ -161,6 +177,7 @@ func Default() *Config {
 		GPUs:        GPUs{Probe: "auto", SimulatedMIG: []string{}},
 		Patience:    Duration(2 * time.Minute),
 		UIDs:        UIDs{First: 200000, Last: 299999},
+		Notify:      Notify{Command: []string{}, CommandUser: "nobody"},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
 			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
@@ -182,6 +199,10 @@ func Default() *Config {
 			Pids:        16384,
 			NoFile:      16384,
 			IdleTimeout: Duration(30 * time.Minute),
+
+			ConnectedIdleTimeout: Duration(8 * time.Hour),
+			GPUIdleTimeout:       Duration(2 * time.Hour),
+
 			MaxLifetime: Duration(24 * time.Hour),
 			KeepMax:     Duration(72 * time.Hour),
 			StopGrace:   Duration(60 * time.Second),
@@ -212,6 +233,8 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Pids, o.Pids)
 	override(&p.NoFile, o.NoFile)
 	override(&p.IdleTimeout, o.IdleTimeout)
+	override(&p.ConnectedIdleTimeout, o.ConnectedIdleTimeout)
+	override(&p.GPUIdleTimeout, o.GPUIdleTimeout)
 	override(&p.MaxLifetime, o.MaxLifetime)
 	override(&p.KeepMax, o.KeepMax)
 	override(&p.StopGrace, o.StopGrace)

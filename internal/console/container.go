@@ -159,18 +159,25 @@ func value[T any](p *T) (v T) {
 }
 
 func (c *call) containerShow() *cobra.Command {
-	return c.leaf(leaf{
+	var why bool
+	cmd := c.leaf(leaf{
 		use:     "show NAME",
 		short:   "Show a project's container, or its last one of today",
-		example: "ds01 container show my-thesis",
+		long:    "With --why also what was looked at to say whether it is idle, what each of that says, and when it ends it.",
+		example: "ds01 container show my-thesis --why",
 		run: func(_ *cobra.Command, args []string) error {
 			s, err := c.newest(args[0])
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case why && (s.State == sessions.Active || s.State == sessions.Idle):
+				return c.showWhy(s)
 			}
 			return c.showSession(s)
 		},
 	})
+	cmd.Flags().BoolVar(&why, "why", false, "also why it is idle or not, and what will end it")
+	return cmd
 }
 
 // newest returns the session that the caller means by a project's name, or its
@@ -222,6 +229,11 @@ func lacks(s sessions.Session) (n int) {
 
 func (c *call) showSession(s sessions.Session) error {
 	j := c.sessionJSON(s)
+	return c.show(j, c.sessionFields(s, j)...)
+}
+
+// sessionFields is a session in lines.
+func (c *call) sessionFields(s sessions.Session, j sessionJSON) []field {
 	var gpus []string
 	for _, g := range s.GPUs {
 		gpus = append(gpus, describe(g))
@@ -230,21 +242,22 @@ func (c *call) showSession(s sessions.Session) error {
 	if s.ReadOnly {
 		access, holder = accessReadOnly, s.Holder
 	}
-	return c.show(j,
-		field{"project", s.Project.String()},
-		field{"access", access},
-		field{"counts for", holder},
-		field{"state", j.State},
-		field{"gpus", strings.Join(gpus, "; ")},
-		field{"image", j.Image},
-		field{"launched", moment(s.Launched)},
-		field{"connections", strconv.Itoa(s.Connections)},
-		field{"idle since", moment(s.IdleSince)},
-		field{"retires", retires(j, time.Now())},
-		field{"ended", moment(s.Ended)},
-		field{"reason", s.Reason},
-		field{"workspace", j.Workspace},
-		field{"session", s.ID})
+	return []field{
+		{"project", s.Project.String()},
+		{"access", access},
+		{"counts for", holder},
+		{"state", j.State},
+		{"gpus", strings.Join(gpus, "; ")},
+		{"image", j.Image},
+		{"launched", moment(s.Launched)},
+		{"connections", strconv.Itoa(s.Connections)},
+		{"idle since", moment(s.IdleSince)},
+		{"retires", retires(j, time.Now())},
+		{"ended", moment(s.Ended)},
+		{"reason", s.Reason},
+		{"workspace", j.Workspace},
+		{"session", s.ID},
+	}
 }
 
 // describe names one GPU in full.

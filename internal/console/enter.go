@@ -108,8 +108,8 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 		err  error
 	}
 	ended, drained := make(chan ending, 1), make(chan struct{})
-	work.Go(func() { _, _ = io.Copy(proc.Stdin(), std[0]) })
-	work.Go(func() { defer close(drained); _, _ = io.Copy(std[1], proc.Stdout()) })
+	work.Go(func() { _, _ = io.Copy(proc.Stdin(), noted{std[0], func(int) { a.Touch() }}) })
+	work.Go(func() { defer close(drained); _, _ = io.Copy(std[1], noted{proc.Stdout(), a.Carried}) })
 	work.Go(func() { exit, err := proc.Wait(); ended <- ending{exit, err} })
 	for {
 		select {
@@ -134,6 +134,20 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 			return sessions.Exit{}, context.Cause(ctx)
 		}
 	}
+}
+
+// A noted is a reader that says how many bytes it gives.
+type noted struct {
+	io.Reader
+	note func(int)
+}
+
+func (r noted) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if n > 0 {
+		r.note(n)
+	}
+	return n, err
 }
 
 // raw has the caller's process make their terminal raw, or as it was.

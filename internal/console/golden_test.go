@@ -157,6 +157,7 @@ var printing = []struct {
 	{"container list", "--all", []sessionJSON{}},
 	{"container-list", "--all", []sessionJSON{}},
 	{"container show", "alice.thesis", sessionJSON{}},
+	{"container show", "alice.thesis --why", whyJSON{}},
 	{"container keep", "alice.thesis 1h", sessionJSON{}},
 	{"container stats", "alice.thesis", []statsJSON{}},
 	{"container logs", "alice.thesis", []entryJSON{}},

@@ -48,6 +48,10 @@ type limitsJSON struct {
 	Pids        int     `json:"pids"`
 	NoFile      int     `json:"nofile"`
 	IdleTimeout float64 `json:"idle_timeout"`
+
+	ConnectedIdleTimeout float64 `json:"connected_idle_timeout"`
+	GPUIdleTimeout       float64 `json:"gpu_idle_timeout"`
+
 	MaxLifetime float64 `json:"max_lifetime"`
 	KeepMax     float64 `json:"keep_max"`
 	StopGrace   float64 `json:"stop_grace"`
@@ -272,7 +276,8 @@ func limitFields(p config.Policy) []field {
 	fields := []field{
 		{"limits", fmt.Sprintf("%s, %s at once", gpuLimit(p.GPUs), count(p.Sessions, "session"))},
 		{"each session", fmt.Sprintf("%v CPUs, %v memory, %v shm, %d pids, %d files", p.CPUs, p.Memory, p.Shm, p.Pids, p.NoFile)},
-		{"retires", fmt.Sprintf("idle for %s, at the latest after %s; kept for %s at most", p.IdleTimeout, p.MaxLifetime, p.KeepMax)},
+		{"retires", fmt.Sprintf("idle for %s, or %s with somebody connected; at the latest after %s; kept for %s at most",
+			p.IdleTimeout, p.ConnectedIdleTimeout, p.MaxLifetime, p.KeepMax)},
 		{"image", p.Image},
 	}
 	if p.Root {
@@ -286,6 +291,7 @@ func asLimitsJSON(p config.Policy) *limitsJSON {
 	return &limitsJSON{
 		GPUs: p.GPUs, Weight: p.Weight, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
 		Pids: p.Pids, NoFile: p.NoFile, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
+		ConnectedIdleTimeout: seconds(p.ConnectedIdleTimeout), GPUIdleTimeout: seconds(p.GPUIdleTimeout),
 		KeepMax: seconds(p.KeepMax), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
 	}
 }

@@ -104,7 +104,8 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 func writeConfig(spec sessions.Spec, dir string) error {
 	c := agent.Config{
 		User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root,
-		Logins: []string{spec.Project.Name, spec.Project.String()},
+		Logins:   []string{spec.Project.Name, spec.Project.String()},
+		OnRetire: !spec.Files && !spec.ReadOnly,
 	}
 	if spec.Home != "" {
 		c.Home, c.Persist = homeMount, spec.Persist

@@ -1,0 +1,338 @@
+package sessions
+
+import (
+	"time"
+
+	"github.com/ds01/ds01/internal/config"
+)
+
+// What counts as work. A window is the time between two looks at a session.
+const (
+	// busyCPU is the part of one core that a session at work uses more than its
+	// baseline: the least that it has used in any window of the last baselineTime,
+	// or since its launch. That is what its own daemons take, so it is maxBaseline
+	// at most: what uses more, and goes on using it, works.
+	busyCPU      = 0.02
+	maxBaseline  = 0.03
+	baselineTime = 30 * time.Minute
+
+	busyGPU     = 5       // percent, of the busiest of its GPUs
+	busyNetwork = 8 << 10 // bytes a second over the container's network: it fetches something
+	busyClient  = 1 << 10 // bytes a second through its connections: more than editors' heartbeats
+
+	// settleTime is how long a session that nobody is connected to has not
+	// worked when it is called idle; its idle time has begun with that.
+	settleTime = 3 * time.Minute
+)
+
+// A sample is what a session was seen to do in one window.
+type sample struct {
+	at      time.Time
+	window  time.Duration // 0: the first, which says nothing of what was done
+	cpu     float64       // cores that were busy
+	gpu     int           // percent; negative if nobody can know, and CPU alone counts
+	network float64       // bytes a second
+	client  float64       // the same, through connections
+	touched time.Time     // when a client last typed; zero if never
+}
+
+// A policy decides when a session ends by itself. It owns no clock: whoever does
+// tells it what happens, and asks what is due. What it is not told of stays as it
+// was, and nothing ends for being idle without a look at it: unknown is not idle.
+// Its times should be monotonic, so that a host's clock that is set changes nothing.
+type policy struct {
+	limits config.Limits
+	gpus   int // how many it holds
+
+	began       time.Time
+	connections int
+	since       time.Time // of the first of them; without any, when the last one ended
+	touched     time.Time // when a client last did anything
+	worked      time.Time // the end of the last window with work in it
+	computed    time.Time // the same, of its GPUs
+	kept        time.Time // ends for nothing before; zero if nobody keeps it
+	contended   bool      // somebody waits in line for GPUs
+
+	last     sample
+	lows     [2]float64 // the lowest rates of the last baselineTime and of the one before; negative if there were none
+	turned   time.Time  // when the last began
+	promised map[string]promise
+}
+
+// newPolicy returns the policy of a session that began then and was left at the
+// time given; zero is that somebody is about to connect.
+func newPolicy(limits config.Limits, gpus int, began, left time.Time) *policy {
+	p := &policy{limits: limits, gpus: gpus, began: began, since: left, lows: [2]float64{-1, -1}, promised: map[string]promise{}}
+	if left.IsZero() {
+		p.since = began
+	}
+	return p
+}
+
+// connect notes how many connections there are now, of which one is new or has
+// ended.
+func (p *policy) connect(n int, now time.Time) {
+	if (n > 0) != (p.connections > 0) {
+		p.since = now
+	}
+	p.connections, p.touched = n, now
+}
+
+// observe takes in s.
+func (p *policy) observe(s sample) {
+	if s.window > 0 {
+		if p.busy(s) {
+			p.computed = s.at
+		}
+		if p.busy(s) || p.busyCPU(s) || s.network >= busyNetwork {
+			p.worked = s.at
+		}
+		if s.client >= busyClient {
+			p.touched = s.at
+		}
+		p.lower(s)
+	}
+	p.touched = latest(p.touched, s.touched)
+	p.last = s
+}
+
+// busy reports whether its GPUs have worked. Where nobody can know, as of
+// simulated ones, the processors stand for them.
+func (p *policy) busy(s sample) bool {
+	return p.gpus > 0 && (s.gpu >= busyGPU || s.gpu < 0 && p.busyCPU(s))
+}
+
+func (p *policy) busyCPU(s sample) bool {
+	return s.window > 0 && s.cpu >= p.baseline()+busyCPU
+}
+
+// baseline is what its daemons use.
+func (p *policy) baseline() float64 {
+	low := p.lows[0]
+	if low < 0 || p.lows[1] >= 0 && p.lows[1] < low {
+		low = p.lows[1]
+	}
+	return min(max(low, 0), maxBaseline)
+}
+
+// lower takes s into the baseline.
+func (p *policy) lower(s sample) {
+	if s.at.Sub(p.turned) >= baselineTime {
+		p.lows, p.turned = [2]float64{-1, p.lows[0]}, s.at
+	}
+	if p.lows[0] < 0 || s.cpu < p.lows[0] {
+		p.lows[0] = s.cpu
+	}
+}
+
+// interval is how often a session with these limits is looked at.
+func interval(l config.Limits) time.Duration {
+	const most, least = 30 * time.Second, 100 * time.Millisecond
+	every := most
+	for _, limit := range []config.Duration{l.IdleTimeout, l.ConnectedIdleTimeout, l.GPUIdleTimeout} {
+		if limit > 0 {
+			every = min(every, time.Duration(limit)/10)
+		}
+	}
+	return max(every, least)
+}
+
+// works reports whether it has just worked.
+func (p *policy) works(now time.Time) bool {
+	settle := settleTime
+	if limit := time.Duration(p.limits.IdleTimeout); limit > 0 {
+		settle = min(settle, limit/10)
+	}
+	return !p.worked.IsZero() && now.Sub(p.worked) < settle
+}
+
+// idleSince is when nobody was connected any more and nothing worked.
+func (p *policy) idleSince() time.Time { return latest(p.since, p.worked) }
+
+// The clocks that may end a session.
+const (
+	clockIdle      = "idle"
+	clockConnected = "connected but idle"
+	clockGPU       = "GPU idle"
+	clockLifetime  = "lifetime"
+)
+
+// A term is one reason why a session may end.
+type term struct {
+	name  string
+	limit time.Duration
+	since time.Time
+	at    time.Time // when it ends the session
+	why   string
+	told  bool // whether at has been announced
+}
+
+// A promise is a deadline that has been announced: it never moves closer. It is
+// void once the clock starts anew, or runs longer.
+type promise struct {
+	since, at time.Time
+	why       string
+	left      time.Duration // what was last said to be left
+}
+
+// lead is how long before an end it is announced at least.
+func (c term) lead() time.Duration { return min(c.limit/5, 5*time.Minute) }
+
+// leads returns how long before an end it is announced, the first first. Who has
+// a day may want to know earlier than five minutes before.
+func (c term) leads() []time.Duration {
+	const minute, early = time.Minute, 15 * time.Minute
+	switch {
+	case c.limit <= minute:
+		return []time.Duration{c.lead()}
+	case c.lead() <= minute:
+		return []time.Duration{minute}
+	case c.name == clockLifetime && c.limit >= 5*early:
+		return []time.Duration{early, c.lead(), minute}
+	}
+	return []time.Duration{c.lead(), minute}
+}
+
+// running returns the clocks that run, without regard to what was promised.
+func (p *policy) running() (all []term) {
+	add := func(name string, limit config.Duration, since time.Time, halves bool, suffix string) {
+		if limit <= 0 {
+			return
+		}
+		if halves && p.contended {
+			limit, suffix = limit/2, ", while others wait for a GPU"
+		}
+		c := term{name: name, limit: time.Duration(limit), since: since, why: name + " " + limit.String() + suffix}
+		if c.at = since.Add(c.limit); p.kept.After(c.at) {
+			c.at, c.why = p.kept, c.why+", no longer kept"
+		}
+		all = append(all, c)
+	}
+	add(clockLifetime, p.limits.MaxLifetime, p.began, false, "")
+	if p.connections > 0 {
+		add(clockConnected, p.limits.ConnectedIdleTimeout, latest(p.since, p.touched, p.worked), true, "")
+	} else {
+		add(clockIdle, p.limits.IdleTimeout, p.idleSince(), true, "")
+	}
+	if p.gpus > 0 && p.contended {
+		add(clockGPU, p.limits.GPUIdleTimeout, latest(p.began, p.computed), false, ", while others wait for a GPU")
+	}
+	return all
+}
+
+// clocks returns the clocks that run, as they will end the session: nothing ends
+// earlier than was promised, nor before it has been announced for long enough.
+func (p *policy) clocks(now time.Time) []term {
+	all := p.running()
+	for i, c := range all {
+		if made, ok := p.promised[c.name]; ok && made.holds(c) {
+			all[i].at, all[i].why, all[i].told = made.at, made.why, true
+		} else {
+			all[i].at = latest(c.at, now.Add(c.lead()))
+		}
+	}
+	return all
+}
+
+// holds reports whether made is still what c comes to.
+func (made promise) holds(c term) bool { return made.since.Equal(c.since) && !c.at.After(made.at) }
+
+// overtake promises what should have been announced by now, without a word: what
+// people could read while the gateway was away, or have asked for themselves.
+func (p *policy) overtake(now time.Time) {
+	for _, c := range p.running() {
+		made, ok := p.promised[c.name]
+		if left := c.at.Sub(now); left < c.lead() && !(ok && made.holds(c)) {
+			p.promised[c.name] = promise{since: c.since, at: c.at, why: c.why, left: max(left, 0)}
+		}
+	}
+}
+
+// A turn is what is due of a session.
+type turn struct {
+	announce []term    // tell that these will end it
+	end      *term     // it ends now, because of this one
+	look     bool      // it would, but must be looked at first
+	next     time.Time // when to ask again, unless something changes; zero if nothing is to come
+}
+
+// due returns what is due now. What it says to announce is promised by that.
+func (p *policy) due(now time.Time) turn {
+	var t turn
+	running := map[string]bool{}
+	for _, c := range p.clocks(now) {
+		running[c.name] = true
+		left := c.at.Sub(now)
+		if left <= 0 {
+			switch {
+			case c.name != clockLifetime && !p.lookedAt(c.at):
+				t.look = true
+			case t.end == nil:
+				t.end = &c
+			}
+			continue
+		}
+		t.ask(c.at)
+		announce := false
+		for _, lead := range c.leads() {
+			switch said := p.promised[c.name].left; {
+			case c.told && lead >= said:
+			case lead < left:
+				t.ask(c.at.Add(-lead))
+			default:
+				c.told, announce = true, true
+				p.promised[c.name] = promise{since: c.since, at: c.at, why: c.why, left: lead}
+			}
+		}
+		if announce {
+			t.announce = append(t.announce, c)
+		}
+	}
+	for name := range p.promised {
+		if !running[name] {
+			delete(p.promised, name)
+		}
+	}
+	return t
+}
+
+// ask has t come again at that time, or earlier.
+func (t *turn) ask(at time.Time) {
+	if t.next.IsZero() || at.Before(t.next) {
+		t.next = at
+	}
+}
+
+// lookedAt reports whether it is known what the session did until then.
+func (p *policy) lookedAt(at time.Time) bool {
+	return p.last.window > 0 && !p.last.at.Before(at.Add(-p.slack()))
+}
+
+// slack is how old the last look at a session may be that ends for being idle,
+// and how long a window must be to say anything.
+func (p *policy) slack() time.Duration { return min(interval(p.limits), time.Second) }
+
+// shown returns the term that people should know of, if there is one: the first
+// to end the session if nothing changes. Where somebody is connected, or it works,
+// its being idle is not worth a word before it is announced.
+func (p *policy) shown(now time.Time) (found term) {
+	for _, c := range p.clocks(now) {
+		if !c.told && (c.name == clockConnected || c.name == clockGPU || c.name == clockIdle && p.works(now)) {
+			continue
+		}
+		if found.at.IsZero() || !c.at.After(found.at) {
+			found = c
+		}
+	}
+	return found
+}
+
+// latest returns the last of times.
+func latest(times ...time.Time) (found time.Time) {
+	for _, t := range times {
+		if found.IsZero() || t.After(found) {
+			found = t
+		}
+	}
+	return found
+}

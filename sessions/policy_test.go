@@ -1,0 +1,355 @@
+package sessions
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/ds01/ds01/internal/config"
+)
+
+// A trial is a session's policy under a clock that is only a number: it looks at
+// the session every interval and does what is due, as the Manager does.
+type trial struct {
+	t    tester
+	p    *policy
+	now  time.Time
+	told map[string]telling
+	said []string        // "12h25m idle 30m", when and what
+	lead []time.Duration // how long before the end each was said
+	end  time.Duration   // how long after its launch it ended, and why; 0 if it runs
+	why  string
+}
+
+// A tester is a test or, of many, one that is drawn.
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+}
+
+// A telling is when the end that a clock brings was announced first, and for when.
+type telling struct {
+	when, since, at time.Time
+	lead            time.Duration // by the limit that was in force then
+}
+
+// does is what a session does while time goes by.
+type does struct {
+	cpu, network, client float64
+	gpu                  int
+	unknown              bool // nobody can look
+}
+
+func newTrial(t tester, gpus int, change ...func(*config.Limits)) *trial {
+	l := config.Default().Limits
+	for _, f := range change {
+		f(&l)
+	}
+	began := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	return &trial{t: t, told: map[string]telling{}, p: newPolicy(l, gpus, began, time.Time{}), now: began}
+}
+
+// after has d go by, in which the session does that.
+func (r *trial) after(d time.Duration, what does) *trial {
+	every := interval(r.p.limits)
+	for end := r.now.Add(d); r.now.Before(end) && r.end == 0; {
+		r.now = r.now.Add(min(every, end.Sub(r.now)))
+		if !what.unknown {
+			r.p.observe(sample{at: r.now, window: r.now.Sub(latest(r.p.last.at, r.p.began)), cpu: what.cpu, gpu: what.gpu,
+				network: what.network, client: what.client})
+		}
+		r.take()
+	}
+	return r
+}
+
+func (r *trial) take() {
+	t := r.p.due(r.now)
+	for _, c := range t.announce {
+		switch before, ok := r.told[c.name]; {
+		case !ok || !before.since.Equal(c.since) || c.at.After(before.at):
+			r.told[c.name] = telling{r.now, c.since, c.at, min(c.limit/5, 5*time.Minute)}
+		case c.at.Before(before.at):
+			r.t.Errorf("%s: said to end it at %v, and then at %v", c.name, before.at, c.at)
+		}
+		r.said = append(r.said, fmt.Sprint(config.Duration(r.now.Sub(r.p.began)), " ", c.why))
+	}
+	if t.end == nil {
+		return
+	}
+	r.end, r.why = r.now.Sub(r.p.began), t.end.why
+	told, ok := r.told[t.end.name]
+	if _, overtaken := r.p.promised[t.end.name]; !ok && overtaken && len(r.said) == 0 {
+		return // while the gateway was away
+	}
+	if !ok || r.now.Before(told.at) || told.at.Sub(told.when) < told.lead {
+		r.t.Errorf("ended after %v, at %v; it was said at %v for %v", r.end, r.now, told.when, told.at)
+	}
+}
+
+func (r *trial) connect(n int) *trial { r.p.connect(n, r.now); return r }
+func (r *trial) contended(yes bool) *trial {
+	r.p.contended = yes
+	return r
+}
+
+// runs fails the test if the session has ended.
+func (r *trial) runs(what string) *trial {
+	r.t.Helper()
+	if r.end != 0 {
+		r.t.Errorf("%s: ended after %v: %s", what, r.end, r.why)
+	}
+	return r
+}
+
+// ended fails the test unless the session has ended then.
+func (r *trial) ended(after time.Duration, why string, said ...string) {
+	r.t.Helper()
+	if r.end != after || r.why != why || said != nil && !slices.Equal(r.said, said) {
+		r.t.Errorf("ended after %v: %q, said %q; want %v, %q, %q", r.end, r.why, r.said, after, why, said)
+	}
+}
+
+var (
+	nothing  = does{}
+	training = does{cpu: 4, gpu: 97}
+	notebook = does{cpu: 0.004} // loaded: it holds memory, and now and then its server wakes up
+)
+
+// endless is limits of which only one is left.
+func endless(l *config.Limits) { l.MaxLifetime = 0 }
+
+func TestPolicyIdle(t *testing.T) {
+	for name, test := range map[string]func(r *trial){
+		"half an hour after the last disconnect": func(r *trial) {
+			r.connect(1).after(time.Hour, nothing).connect(0).after(time.Hour, nothing)
+			r.ended(90*time.Minute, "idle 30m", "1h25m idle 30m", "1h29m idle 30m")
+		},
+		"31 minutes of work, then the limit": func(r *trial) {
+			r.connect(1).connect(0).after(31*time.Minute, training).runs("at work").after(29*time.Minute, nothing).runs("not yet")
+			r.after(time.Hour, nothing).ended(61*time.Minute, "idle 30m", "56m idle 30m", "1h idle 30m")
+		},
+		"overnight training in tmux, nobody connected": func(r *trial) {
+			r.connect(1).connect(0).after(14*time.Hour, training).runs("training")
+			r.after(time.Hour, nothing).ended(14*time.Hour+30*time.Minute, "idle 30m")
+		},
+		"work of the processors alone": func(r *trial) {
+			r.connect(1).connect(0).after(5*time.Hour, does{cpu: 0.06}).runs("a slow script")
+		},
+		"a download": func(r *trial) {
+			r.connect(1).connect(0).after(5*time.Hour, does{network: 50 << 10}).runs("downloading")
+		},
+		"daemons are no work": func(r *trial) {
+			r.connect(1).after(time.Hour, does{cpu: 0.025}).connect(0).after(time.Hour, does{cpu: 0.03})
+			r.ended(90*time.Minute, "idle 30m")
+		},
+		"daemons that began later": func(r *trial) {
+			r.connect(1).after(time.Hour, nothing).after(2*time.Hour, does{cpu: 0.025}).connect(0).after(time.Hour, does{cpu: 0.03})
+			r.ended(3*time.Hour+30*time.Minute, "idle 30m")
+		},
+		"what nobody could look at is not idle": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).runs("unknown")
+			r.after(time.Minute, does{cpu: 0.9}).runs("it had worked all the time").after(28*time.Minute, nothing).runs("since")
+		},
+		"and ends as soon as it is known to be": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Minute, nothing)
+			r.ended(5*time.Hour+time.Minute+30*time.Second, "idle 30m")
+		},
+		"activity takes an announcement back": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing).after(time.Minute, training).after(time.Hour, nothing)
+			r.ended(58*time.Minute, "idle 30m", "25m idle 30m", "53m idle 30m", "57m idle 30m")
+		},
+		"simulated GPUs: the processors stand for them": func(r *trial) {
+			r.connect(1).connect(0).after(time.Hour, does{cpu: 1, gpu: -1}).runs("at work").after(time.Hour, does{gpu: -1})
+			r.ended(90*time.Minute, "idle 30m")
+		},
+	} {
+		t.Run(name, func(t *testing.T) { test(newTrial(t, 1)) })
+	}
+}
+
+func TestPolicyConnected(t *testing.T) {
+	for name, test := range map[string]func(r *trial){
+		"an editor left open": func(r *trial) { // its heartbeats are no work
+			r.connect(1).after(7*time.Hour, does{client: 200}).runs("at night").after(5*time.Hour, does{client: 200})
+			r.ended(8*time.Hour, "connected but idle 8h", "7h55m connected but idle 8h", "7h59m connected but idle 8h")
+		},
+		"somebody types": func(r *trial) {
+			r.connect(1)
+			for range 6 {
+				r.after(7*time.Hour, nothing)
+				r.p.observe(sample{at: r.now, touched: r.now})
+			}
+			r.runs("once in seven hours is enough")
+		},
+		"data flow": func(r *trial) { r.connect(1).after(48*time.Hour, does{client: 4 << 10}).runs("copying") },
+		"it works":  func(r *trial) { r.connect(1).after(48*time.Hour, training).runs("training") },
+		"a second connection": func(r *trial) {
+			r.connect(1).after(7*time.Hour, nothing).connect(2).after(7*time.Hour, nothing).runs("again")
+		},
+		"never": func(r *trial) {
+			r.p.limits.ConnectedIdleTimeout = 0
+			r.connect(1).after(100*time.Hour, nothing).runs("0 is never")
+		},
+		"only once it is announced do people see it": func(r *trial) {
+			r.connect(1).after(7*time.Hour, nothing)
+			if c := r.p.shown(r.now); !c.at.IsZero() {
+				r.t.Errorf("seven hours in, people see %+v", c)
+			}
+			r.after(56*time.Minute, nothing)
+			if c := r.p.shown(r.now); c.name != clockConnected {
+				r.t.Errorf("four minutes before the end, people see %+v", c)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { test(newTrial(t, 1, endless)) })
+	}
+}
+
+func TestPolicyContended(t *testing.T) {
+	const others = ", while others wait for a GPU"
+	for name, test := range map[string]func(r *trial){
+		"a loaded but idle notebook goes": func(r *trial) {
+			r.connect(1).contended(true).after(time.Hour, does{cpu: notebook.cpu, client: 2 << 10}).runs("one may think for an hour")
+			r.after(3*time.Hour, does{cpu: notebook.cpu, client: 2 << 10})
+			r.ended(2*time.Hour, "GPU idle 2h"+others, "1h55m GPU idle 2h"+others, "1h59m GPU idle 2h"+others)
+		},
+		"and not without contention": func(r *trial) {
+			r.connect(1).after(7*time.Hour, does{client: 2 << 10}).runs("nobody waits")
+			r.contended(true).after(time.Minute, does{client: 2 << 10}).runs("it is told first")
+			r.contended(false).after(time.Hour, does{client: 2 << 10}).runs("who waited has gone")
+			r.contended(true).after(time.Hour, does{client: 2 << 10})
+			r.ended(8*time.Hour+6*time.Minute+30*time.Second, "GPU idle 2h"+others)
+		},
+		"one that computes stays": func(r *trial) {
+			r.connect(1).contended(true).after(20*time.Hour, training).runs("training")
+		},
+		"idle timeouts halve": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(time.Hour, nothing)
+			r.ended(15*time.Minute, "idle 15m"+others, "12m idle 15m"+others, "14m idle 15m"+others)
+		},
+		"when somebody comes late, it is announced all the same": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Minute, nothing).contended(true).after(time.Hour, nothing)
+			r.ended(23*time.Minute+30*time.Second, "idle 15m"+others, "20m30s idle 15m"+others, "22m30s idle 15m"+others)
+		},
+		"what was announced does not come closer": func(r *trial) {
+			r.connect(1).connect(0).after(25*time.Minute, nothing).contended(true).after(time.Hour, nothing)
+			r.ended(30*time.Minute, "idle 30m")
+		},
+		"and moves away when nobody waits any more": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(13*time.Minute, nothing).contended(false).after(time.Hour, nothing)
+			r.ended(30*time.Minute, "idle 30m", "12m idle 15m"+others, "25m idle 30m", "29m idle 30m")
+		},
+		"the connected one's halves, too": func(r *trial) {
+			r.p.limits.GPUIdleTimeout = 0
+			r.connect(1).contended(true).after(5*time.Hour, nothing)
+			r.ended(4*time.Hour, "connected but idle 4h"+others)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { test(newTrial(t, 1)) })
+	}
+	r := newTrial(t, 0).connect(1).contended(true).after(3*time.Hour, nothing)
+	r.runs("without a GPU there is none to give back")
+}
+
+func TestPolicyLifetimeAndKeep(t *testing.T) {
+	newTrial(t, 1).connect(1).after(30*time.Hour, training).ended(24*time.Hour, "lifetime 24h",
+		"23h45m lifetime 24h", "23h55m lifetime 24h", "23h59m lifetime 24h")
+
+	r := newTrial(t, 1).connect(1).connect(0)
+	r.p.kept = r.now.Add(5 * time.Hour)
+	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
+
+	// A deadline that passed while the gateway was away was there to be read.
+	r = newTrial(t, 1)
+	r.p.since = r.now.Add(-time.Hour)
+	r.p.overtake(r.now)
+	r.after(time.Minute, nothing)
+	if r.end == 0 || r.end > 30*time.Second || r.why != "idle 30m" || len(r.said) > 0 {
+		t.Errorf("overdue: ended after %v: %q, said %q", r.end, r.why, r.said)
+	}
+}
+
+// Whatever a session does, and whoever comes and goes, its end was announced for as
+// long before as was promised, and came no closer: trial looks after that.
+func TestPolicyAnnouncesEveryEnd(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		r := newTrial(rt, rapid.IntRange(0, 2).Draw(rt, "gpus")).connect(1)
+		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
+			switch rapid.IntRange(0, 4).Draw(rt, "what") {
+			case 0:
+				r.connect(rapid.IntRange(0, 2).Draw(rt, "connections"))
+			case 1:
+				r.contended(rapid.Bool().Draw(rt, "contended"))
+			case 2:
+				r.p.kept = r.now.Add(time.Duration(rapid.IntRange(0, 600).Draw(rt, "kept")) * time.Minute)
+			default:
+				what := rapid.SampledFrom([]does{nothing, nothing, nothing, training, notebook, {unknown: true}, {client: 1 << 20}}).Draw(rt, "does")
+				r.after(time.Duration(rapid.IntRange(1, 400).Draw(rt, "minutes"))*time.Minute, what)
+			}
+		}
+	})
+}
+
+// Nothing ends earlier than it was said to, nor unsaid, whatever the limits are.
+func TestPolicyLeads(t *testing.T) {
+	for _, limit := range []time.Duration{time.Second, 2 * time.Second, 59 * time.Second, time.Minute, 90 * time.Second,
+		4 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 24 * time.Hour, 240 * time.Hour} {
+		for _, name := range []string{clockIdle, clockLifetime} {
+			c := term{name: name, limit: limit}
+			leads := c.leads()
+			if leads[0] < min(limit/5, 5*time.Minute) || leads[0] >= limit || limit > time.Minute && leads[len(leads)-1] != time.Minute ||
+				!slices.IsSortedFunc(leads, func(a, b time.Duration) int { return int(b - a) }) {
+				t.Errorf("%s %v is announced %v before", name, limit, leads)
+			}
+		}
+	}
+}
+
+// A day is as long as a day where the clocks are set back in the night.
+func TestPolicyDaylightSaving(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, night := range []time.Time{time.Date(2026, 10, 25, 1, 30, 0, 0, berlin), time.Date(2026, 3, 29, 1, 30, 0, 0, berlin)} {
+		r := newTrial(t, 1)
+		r.now, r.p = night, newPolicy(r.p.limits, 1, night, time.Time{})
+		r.connect(1).after(time.Hour, nothing).connect(0).after(2*time.Hour, nothing).ended(90*time.Minute, "idle 30m")
+	}
+}
+
+// A host's clock that is set moves nothing in a process: its times are monotonic,
+// those from the database too.
+func TestMonotonic(t *testing.T) {
+	stored := time.Now().Add(-time.Hour).Round(0)
+	if got := monotonic(stored); !strings.Contains(got.String(), " m=") || !got.Round(0).Equal(stored) {
+		t.Errorf("monotonic(%v) = %v", stored, got)
+	}
+	if got := monotonic(time.Time{}); !got.IsZero() {
+		t.Errorf("monotonic of no time = %v", got)
+	}
+}
+
+func TestPolicySignals(t *testing.T) {
+	r := newTrial(t, 1).connect(1).connect(0).after(10*time.Minute, does{cpu: 0.01}).after(time.Minute, training).after(5*time.Minute, does{cpu: 0.01, gpu: 2})
+	var got strings.Builder
+	for _, s := range r.p.signals(r.now) {
+		fmt.Fprintf(&got, "%s: %s: %s\n", s.Name, s.Value, s.Verdict)
+	}
+	const want = `connections: none for 16m: idle
+client: last heard of 16m ago: idle
+CPU: 1.0 % of a core in the last 30s, baseline 1.0 %: idle
+GPU: the busiest at 2 %: idle
+network: 0B a second: idle
+work: last seen 5m ago: idle
+queue: nobody waits for a GPU: 
+`
+	if got.String() != want {
+		t.Errorf("signals:\n%swant\n%s", got.String(), want)
+	}
+}
