@@ -13,6 +13,7 @@
 //	user NAME [FLAG…]           make a key for NAME, `ds01 user add` them, and be them from here on
 //	as NAME                     be NAME from here on: ssh uses their key
 //	exits CODE PROGRAM ARG…     as exec, with this very exit status
+//	silent                      the last program wrote nothing to stderr, save that a launch takes long
 //	eventually PROGRAM ARG…     as exec, repeated until it succeeds
 //	container OWNER.PROJECT     set $CONTAINER to the engine's ID of the project's container
 //	containers N                there are N containers of this scenario's gateways, running or not

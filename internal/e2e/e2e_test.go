@@ -132,6 +132,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"user":       cmdUser,
 	"as":         cmdAs,
 	"exits":      cmdExits,
+	"silent":     cmdSilent,
 	"eventually": cmdEventually,
 	"container":  cmdContainer,
 	"containers": cmdContainers,

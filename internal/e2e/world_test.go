@@ -369,6 +369,20 @@ func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// startingLine is what a client without a terminal reads of a launch that takes
+// longer than five seconds, as it does on a busy machine.
+var startingLine = regexp.MustCompile(`(?m)^ds01: starting .* \(\d+ s\)\n`)
+
+// cmdSilent fails if the last program has written to stderr.
+func cmdSilent(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: silent")
+	}
+	if said := startingLine.ReplaceAllString(ts.ReadFile("stderr"), ""); said != "" {
+		ts.Fatalf("on stderr: %s", said)
+	}
+}
+
 // cmdEventually repeats a program until it succeeds.
 func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
