@@ -76,9 +76,6 @@ func (r *Runtime) undo(ctx context.Context, session string) error {
 
 // launch does what Launch promises, but leaves a mess if it fails.
 func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (sessions.Container, error) {
-	if err := writeConfig(spec, dir); err != nil {
-		return nil, err
-	}
 	id, err := r.createAndStart(ctx, spec, dir, step)
 	if id != "" && errdefs.IsNotFound(err) {
 		// Somebody removed the network since we last saw it: once more.
@@ -100,11 +97,13 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 	return container{client}, context.Cause(ctx)
 }
 
-// writeConfig tells the agent who its user is.
-func writeConfig(spec sessions.Spec, dir string) error {
+// writeConfig tells the agent who its user is, and of which variables the
+// engine does not know.
+func writeConfig(spec sessions.Spec, dir string, env []string) error {
 	c := agent.Config{
 		User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root,
 		Logins: []string{spec.Project.Name, spec.Project.String()},
+		Env:    env,
 	}
 	if spec.Home != "" {
 		c.Home, c.Persist = homeMount, spec.Persist
@@ -122,18 +121,18 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err != nil {
 		return "", err
 	}
-	req := newRequest(spec, host{
-		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), Exists: exists,
-	})
 	step(sessions.Step{Name: sessions.StepCreating})
-	id, err := r.create(ctx, req)
-	if errdefs.IsNotFound(err) { // the image: nothing else that we name is looked up here
-		if err := r.pull(ctx, spec.Image, step); err != nil {
-			return "", err
-		}
-		step(sessions.Step{Name: sessions.StepCreating})
-		id, err = r.create(ctx, req)
+	image, err := r.imageEnv(ctx, spec.Image, step)
+	if err != nil {
+		return "", err
 	}
+	env, inside := environment(spec.GPUs, image)
+	if err := writeConfig(spec, dir, inside); err != nil {
+		return "", err
+	}
+	id, err := r.create(ctx, newRequest(spec, host{
+		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), Env: env, Exists: exists,
+	}))
 	if err != nil {
 		return "", r.refused("make", err)
 	}
@@ -145,6 +144,28 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 		return id, r.refused("start", err)
 	}
 	return id, nil
+}
+
+// imageEnv returns the variables that image ref sets. It pulls it if it is not
+// on this machine.
+func (r *Runtime) imageEnv(ctx context.Context, ref string, step func(sessions.Step)) ([]string, error) {
+	info, err := r.docker.ImageInspect(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		if err := r.pull(ctx, ref, step); err != nil {
+			return nil, err
+		}
+		step(sessions.Step{Name: sessions.StepCreating})
+		info, err = r.docker.ImageInspect(ctx, ref)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, r.refused("make", err)
+	case info.Config == nil:
+		return nil, nil
+	}
+	return info.Config.Env, nil
 }
 
 // create creates the container and returns its ID.

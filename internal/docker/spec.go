@@ -37,8 +37,9 @@ type host struct {
 	Instance string
 	Dir      string // the session's agent directory
 	Binary   string
-	Network  string // ID
-	CPUs     int    // the machine's
+	Network  string   // ID
+	CPUs     int      // the machine's
+	Env      []string // over the image's
 	Exists   func(path string) bool
 }
 
@@ -69,7 +70,7 @@ func newRequest(spec sessions.Spec, h host) request {
 	config := &containers.Config{
 		Hostname:   spec.Project.Name,
 		User:       "0:0", // the agent; the project's user is its business
-		Env:        environment(lease),
+		Env:        h.Env,
 		Image:      spec.Image,
 		WorkingDir: "/", // never the image's, which may lead outside (CVE-2024-21626)
 		Entrypoint: []string{agent.Binary},
@@ -119,24 +120,6 @@ func newRequest(spec sessions.Spec, h host) request {
 		Name:       containerName(spec.Session),
 		Config:     config,
 		HostConfig: hc,
-	}
-}
-
-// environment returns what overrides the image's environment. A name without
-// a value is removed from it. CUDA images say NVIDIA_VISIBLE_DEVICES=all, and
-// hosts whose default runtime is NVIDIA's believe them; LD_PRELOAD and
-// LD_AUDIT reach that runtime's hooks, which run as root on the host
-// (CVE-2025-23266).
-func environment(lease string) []string {
-	visible := lease
-	if lease == "" {
-		visible = "void"
-	}
-	return []string{
-		"NVIDIA_VISIBLE_DEVICES=" + visible,
-		"NVIDIA_DRIVER_CAPABILITIES=compute,utility",
-		"LD_PRELOAD",
-		"LD_AUDIT",
 	}
 }
 

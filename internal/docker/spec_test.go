@@ -46,12 +46,14 @@ func TestNewRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := base
 			change(&spec)
+			env, _ := environment(spec.GPUs, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_GDS=enabled"})
 			got, err := json.MarshalIndent(newRequest(spec, host{
 				Instance: "gw1",
 				Dir:      "/run/ds01/agents/k3v9q2",
 				Binary:   "/usr/local/bin/ds01-agent",
 				Network:  "4f1c",
 				CPUs:     64,
+				Env:      env,
 				Exists:   func(path string) bool { return !strings.HasSuffix(path, "-tools") },
 			}), "", "\t")
 			if err != nil {
