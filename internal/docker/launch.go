@@ -90,7 +90,11 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 	}
 	step(sessions.Step{Name: sessions.StepStarted})
 	client := agent.NewClient(dir)
-	if err := r.await(ctx, id, client); err != nil {
+	gpus, err := r.await(ctx, id, client)
+	if err != nil {
+		return nil, err
+	}
+	if err := compare(gpus, realDevices(spec.GPUs)); err != nil {
 		return nil, err
 	}
 	step(sessions.Step{Name: sessions.StepReady})
@@ -205,29 +209,30 @@ func (r *Runtime) refused(verb string, err error) error {
 }
 
 // await returns when the agent in container id answers, or says why it won't.
-func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) error {
+// The answer is which GPUs the container can open.
+func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) (gpus []string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, errNoAnswer)
 	defer cancel()
 	const most = 50 * time.Millisecond
 	looked := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, most) {
-		pingErr := ping(ctx, c)
+		gpus, pingErr := ping(ctx, c)
 		if pingErr == nil {
-			return nil
+			return gpus, nil
 		}
 		if time.Since(looked) > 4*most { // only if it takes longer than it should
 			looked = time.Now()
 			if why := r.whyDead(ctx, id); why != "" {
-				return r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
+				return nil, r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
 			}
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
-				return err
+				return nil, err
 			}
-			return r.failedToStart(ctx, id, fmt.Sprintf("the container started, but its agent did not answer within %v", r.patience), pingErr)
+			return nil, r.failedToStart(ctx, id, fmt.Sprintf("the container started, but its agent did not answer within %v", r.patience), pingErr)
 		}
 	}
 }
@@ -235,10 +240,10 @@ func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) error {
 var errNoAnswer = errors.New("the agent does not answer")
 
 // ping asks the agent once, and not for long: it may be about to start.
-func ping(ctx context.Context, c *agent.Client) error {
+func ping(ctx context.Context, c *agent.Client) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return c.Ping(ctx)
+	return c.GPUs(ctx)
 }
 
 // failedToStart returns an error that says what happened and, if the container

@@ -8,7 +8,6 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/go-units"
 
-	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/sessions"
 )
@@ -108,14 +107,9 @@ func newRequest(spec sessions.Spec, h host) request {
 		hc.CapDrop = []string{"ALL"}
 		hc.CapAdd = agentCapabilities
 	}
-	if len(spec.GPUs) > 0 && !spec.GPUs[0].Simulated {
-		hc.DeviceRequests = []containers.DeviceRequest{{
-			Driver:       "nvidia",
-			DeviceIDs:    uuids,
-			Capabilities: [][]string{{"gpu", "compute", "utility"}},
-		}}
-		hc.Devices = deviceNodes(spec.GPUs, h.Exists)
-	}
+	devices := realDevices(spec.GPUs)
+	hc.DeviceRequests = deviceRequests(devices)
+	hc.Devices = deviceNodes(devices, h.Exists)
 	return request{
 		Name:       containerName(spec.Session),
 		Config:     config,
@@ -171,26 +165,6 @@ func resources(spec sessions.Spec, h host) containers.Resources {
 		res.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: n, Hard: n}}
 	}
 	return res
-}
-
-// deviceNodes names the nodes of the devices and of the driver. NVIDIA's hook
-// adds them too, but only to the cgroup: after a systemd daemon-reload, which
-// rebuilds that from what the engine was told, they would be gone.
-func deviceNodes(devices []gpu.Device, exists func(string) bool) []containers.DeviceMapping {
-	var paths []string
-	for _, d := range devices {
-		paths = append(paths, d.Nodes...)
-	}
-	for _, p := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"} {
-		if exists(p) {
-			paths = append(paths, p)
-		}
-	}
-	nodes := make([]containers.DeviceMapping, len(paths))
-	for i, p := range paths {
-		nodes[i] = containers.DeviceMapping{PathOnHost: p, PathInContainer: p, CgroupPermissions: "rwm"}
-	}
-	return nodes
 }
 
 // machineCPUs is how many CPUs a container can be given.
