@@ -59,6 +59,7 @@ type Runtime struct {
 	mu      sync.Mutex
 	network map[string]string // IDs of networks by name, once known
 	groups  map[string]group  // by session, once known
+	cdi     []string          // CDI names that the engine was last heard to know
 }
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.

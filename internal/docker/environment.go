@@ -19,7 +19,7 @@ import (
 // with the image's environment, in its root directory (CVE-2025-23266, by
 // LD_PRELOAD=./evil.so; a library path does the same). Inside, LD_LIBRARY_PATH
 // is what CUDA images find their libraries by, so users get it back.
-func environment(devices []gpu.Device, image []string) (engine, inside []string) {
+func environment(devices []gpu.Device, cdi bool, image []string) (engine, inside []string) {
 	uuids := make([]string, len(devices))
 	for i, d := range devices {
 		uuids[i] = string(d.UUID)
@@ -28,7 +28,11 @@ func environment(devices []gpu.Device, image []string) (engine, inside []string)
 	if len(uuids) > 0 {
 		lease = strings.Join(uuids, ",")
 	}
-	engine = []string{"NVIDIA_VISIBLE_DEVICES=" + lease, "NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+	visible := lease
+	if cdi { // a default runtime of NVIDIA's would add them a second time
+		visible, inside = "void", []string{"NVIDIA_VISIBLE_DEVICES=" + lease}
+	}
+	engine = []string{"NVIDIA_VISIBLE_DEVICES=" + visible, "NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
 
 	// Also those that the image has not: it may be tagged anew before it is used.
 	hidden := []string{"LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "GLIBC_TUNABLES"}

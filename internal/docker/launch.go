@@ -125,17 +125,21 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err != nil {
 		return "", err
 	}
+	cdi, err := r.byCDI(ctx, realDevices(spec.GPUs))
+	if err != nil {
+		return "", err
+	}
 	step(sessions.Step{Name: sessions.StepCreating})
 	image, err := r.imageEnv(ctx, spec.Image, step)
 	if err != nil {
 		return "", err
 	}
-	env, inside := environment(spec.GPUs, image)
+	env, inside := environment(spec.GPUs, cdi, image)
 	if err := writeConfig(spec, dir, inside); err != nil {
 		return "", err
 	}
 	id, err := r.create(ctx, newRequest(spec, host{
-		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), Env: env, Exists: exists,
+		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), CDI: cdi, Env: env, Exists: exists,
 	}))
 	if err != nil {
 		return "", r.refused("make", err)
@@ -145,6 +149,7 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 		return id, err
 	}
 	if err := r.start(ctx, id); err != nil {
+		r.forgetCDI() // a name may be gone
 		return id, r.refused("start", err)
 	}
 	return id, nil

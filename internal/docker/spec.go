@@ -38,6 +38,7 @@ type host struct {
 	Binary   string
 	Network  string   // ID
 	CPUs     int      // the machine's
+	CDI      bool     // the engine knows the GPUs by it
 	Env      []string // over the image's
 	Exists   func(path string) bool
 }
@@ -108,7 +109,7 @@ func newRequest(spec sessions.Spec, h host) request {
 		hc.CapAdd = agentCapabilities
 	}
 	devices := realDevices(spec.GPUs)
-	hc.DeviceRequests = deviceRequests(devices)
+	hc.DeviceRequests = deviceRequests(devices, h.CDI)
 	hc.Devices = deviceNodes(devices, h.Exists)
 	return request{
 		Name:       containerName(spec.Session),

@@ -47,6 +47,8 @@ func TestNewRequest(t *testing.T) {
 		"one":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
 		"two":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0, real3} },
 		"mig":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{mig0, mig1} },
+		"cdi-one":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
+		"cdi-mig":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{mig0} },
 		"read-only": func(s *sessions.Spec) { s.ReadOnly = true },
 		"root-home-unlimited": func(s *sessions.Spec) {
 			s.Root, s.Home, s.Persist = true, "/srv/ds01/homes/alice", []string{".vscode-server"}
@@ -56,13 +58,15 @@ func TestNewRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := base
 			change(&spec)
-			env, _ := environment(spec.GPUs, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_GDS=enabled"})
+			cdi := strings.HasPrefix(name, "cdi-")
+			env, _ := environment(spec.GPUs, cdi, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_GDS=enabled"})
 			got, err := json.MarshalIndent(newRequest(spec, host{
 				Instance: "gw1",
 				Dir:      "/run/ds01/agents/k3v9q2",
 				Binary:   "/usr/local/bin/ds01-agent",
 				Network:  "4f1c",
 				CPUs:     64,
+				CDI:      cdi,
 				Env:      env,
 				Exists:   func(path string) bool { return !strings.HasSuffix(path, "-tools") },
 			}), "", "\t")
