@@ -19,9 +19,8 @@ type trial struct {
 	p    *policy
 	now  time.Time
 	told map[string]telling
-	said []string        // "12h25m idle 30m", when and what
-	lead []time.Duration // how long before the end each was said
-	end  time.Duration   // how long after its launch it ended, and why; 0 if it runs
+	said []string      // "12h25m idle 30m", when and what
+	end  time.Duration // how long after its launch it ended, and why; 0 if it runs
 	why  string
 }
 

@@ -59,6 +59,7 @@ type Config struct {
 	Home     string   // where the user's kept home is mounted in the container, or ""
 	Persist  []string // paths under $HOME that are links into Home
 	OnRetire bool     // whether OnRetire is run when the container ends
+	Env      []string // NAME=value, over the container's own, for the user's commands alone
 }
 
 // WriteConfig writes c to dir, where the agent reads it at start. Only root

@@ -28,11 +28,18 @@ func NewClient(dir string) *Client { return &Client{dir: dir} }
 
 // Ping returns nil if the agent answers.
 func (c *Client) Ping(ctx context.Context) error {
+	_, err := c.GPUs(ctx)
+	return err
+}
+
+// GPUs returns the device nodes of GPUs that the container can open, in order.
+// Before the container's user has run anything, the answer is the truth.
+func (c *Client) GPUs(ctx context.Context) ([]string, error) {
 	a, err := c.ask(ctx, request{Op: opPing}, nil, 0)
 	if err != nil {
-		return fmt.Errorf("ping: %w", err)
+		return nil, fmt.Errorf("ping: %w", err)
 	}
-	return a.conn.Close()
+	return a.gpus, a.conn.Close()
 }
 
 // Exec starts cmd and returns once it runs. ctx bounds the start alone. The
@@ -89,6 +96,7 @@ func (c *Client) Listen(ctx context.Context, network, address string) (net.Liste
 type answer struct {
 	conn  *fdmsg.Conn
 	files []*os.File
+	gpus  []string
 }
 
 func (a *answer) close() {
@@ -131,7 +139,7 @@ func exchange(conn *fdmsg.Conn, req request, files []*os.File, want int) (*answe
 	if err != nil {
 		return nil, fmt.Errorf("wait for the agent: %w", err)
 	}
-	a := &answer{conn: conn, files: got}
+	a := &answer{conn: conn, files: got, gpus: r.GPUs}
 	switch {
 	case r.Error != nil:
 		a.close()

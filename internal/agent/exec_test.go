@@ -99,6 +99,17 @@ func TestExecEnvironment(t *testing.T) {
 	}
 }
 
+// What the engine must not know of the image's variables comes from the gateway.
+func TestExecKeptEnvironment(t *testing.T) {
+	a := startAgent(t, func(c *Config) {
+		c.Env = []string{"LD_LIBRARY_PATH=/usr/local/cuda/lib64", "NVIDIA_VISIBLE_DEVICES=GPU-1", "NVIDIA_EQUALS=a=b"}
+	})
+	got := a.output(t, `echo "$LD_LIBRARY_PATH $NVIDIA_VISIBLE_DEVICES $NVIDIA_EQUALS"; env | grep -c NVIDIA_VISIBLE_DEVICES`)
+	if want := "/usr/local/cuda/lib64 GPU-1 a=b\n1"; got != want {
+		t.Errorf("output = %q; want %q", got, want)
+	}
+}
+
 func TestExecIdentity(t *testing.T) {
 	a := startAgent(t)
 	if got, want := a.output(t, "id -u; id -g; id -G; umask; grep -E '^Cap(Prm|Eff)' /proc/self/status | tr -d '\n'"),

@@ -17,7 +17,7 @@ import (
 // exited, the other; if it ends before, the command is hung up on.
 //
 //	op      files with the request      files with the reply
-//	ping    –                           –
+//	ping    –                           –; the reply says which GPUs can be opened
 //	exec    stdin, stdout, stderr; with a PTY none, and its master comes back
 //	dial    –                           the connected socket
 //	listen  –                           the listening socket
@@ -39,7 +39,8 @@ const (
 
 // A reply answers a request. Nil is well.
 type reply struct {
-	Error *Error `json:",omitempty"`
+	Error *Error   `json:",omitempty"`
+	GPUs  []string `json:",omitempty"` // ping: their device nodes
 }
 
 // A control is what the gateway says to a running command.

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -83,6 +84,10 @@ func (s *Server) Run() error {
 		s.tools = toolsDir
 	}
 	s.env = cleanEnviron(os.Environ())
+	for _, e := range s.Config.Env {
+		name, value, _ := strings.Cut(e, "=")
+		s.env = setenv(s.env, name, value)
+	}
 	s.env = setenv(s.env, "PATH", cmp.Or(getenv(s.env, "PATH"), defaultPath)+":"+s.tools)
 	s.who = s.settle()
 
@@ -197,7 +202,7 @@ func trusted(conn *fdmsg.Conn) bool {
 func (s *Server) handle(conn *fdmsg.Conn, req request, files []*os.File) {
 	switch {
 	case req.Op == opPing:
-		s.answer(conn, nil)
+		_ = send(conn, reply{GPUs: openGPUs("/dev")}) // who asked may have left
 	case req.Op == opExec && req.Command != nil:
 		s.exec(conn, req.Command.command(), files)
 	case req.Op == opDial:

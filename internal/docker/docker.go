@@ -1,6 +1,6 @@
 // Package docker is a sessions.Runtime on the Docker Engine. It owns what a
-// session's container is made of (spec.go), how it comes (launch.go) and goes
-// (stop.go), how its death is noticed (watch.go) what it uses (usage.go) and what its
+// session's container is made of (spec.go), its GPUs (gpus.go) and variables
+// (environment.go), how it comes (launch.go) and goes (stop.go), how its death is noticed (watch.go) what it uses (usage.go) and what its
 // agent says (log.go). It is a sessions.Builder,
 // too: what a Dockerfile may say (dockerfile.go), what of a workspace is sent
 // along (context.go), and how the engine builds it (build.go). What happens inside the
@@ -59,6 +59,7 @@ type Runtime struct {
 	mu      sync.Mutex
 	network map[string]string // IDs of networks by name, once known
 	groups  map[string]group  // by session, once known
+	cdi     []string          // CDI names that the engine was last heard to know
 }
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.

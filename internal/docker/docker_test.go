@@ -270,6 +270,7 @@ func TestHostileImage(t *testing.T) {
 		`ENTRYPOINT ["/bin/false"]`, `CMD ["x"]`, `USER 65534`, `WORKDIR /proc/self/fd/8`, `VOLUME /data`,
 		`HEALTHCHECK --interval=1s CMD touch /workspace/unhealthy`,
 		`ENV NVIDIA_VISIBLE_DEVICES=all`, `ENV LD_PRELOAD=/evil.so`, `ENV LD_AUDIT=/evil.so`,
+		`ENV LD_LIBRARY_PATH=/usr/local/evil/lib`, `ENV NVIDIA_GDS=evil`, `ENV NVIDIA_REQUIRE_CUDA=cuda>=1`,
 	}})
 	if removeErr := r.docker.ContainerRemove(ctx, made.ID, containers.RemoveOptions{}); removeErr != nil {
 		t.Error(removeErr)
@@ -297,10 +298,11 @@ func TestHostileImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := string(environ); strings.Contains(s, "evil") || !strings.Contains(s, "NVIDIA_VISIBLE_DEVICES=void\x00") {
+	if s := string(environ); strings.Contains(s, "evil") || !strings.Contains(s, "NVIDIA_VISIBLE_DEVICES=void\x00") || !strings.Contains(s, "NVIDIA_REQUIRE_CUDA=cuda>=1\x00") {
 		t.Errorf("environment = %q", s)
 	}
-	if out, _, _ := sessionstest.Output(t, c, "echo works"); out != "works\n" {
+	// People's own commands find their libraries.
+	if out, _, _ := sessionstest.Output(t, c, "echo $LD_LIBRARY_PATH $NVIDIA_GDS $LD_PRELOAD"); out != "/usr/local/evil/lib evil\n" {
 		t.Errorf("output = %q", out)
 	}
 	volumes := len(info.Mounts)

@@ -76,9 +76,6 @@ func (r *Runtime) undo(ctx context.Context, session string) error {
 
 // launch does what Launch promises, but leaves a mess if it fails.
 func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (sessions.Container, error) {
-	if err := writeConfig(spec, dir); err != nil {
-		return nil, err
-	}
 	id, err := r.createAndStart(ctx, spec, dir, step)
 	if id != "" && errdefs.IsNotFound(err) {
 		// Somebody removed the network since we last saw it: once more.
@@ -93,19 +90,25 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 	}
 	step(sessions.Step{Name: sessions.StepStarted})
 	client := agent.NewClient(dir)
-	if err := r.await(ctx, id, client); err != nil {
+	gpus, err := r.await(ctx, id, client)
+	if err != nil {
+		return nil, err
+	}
+	if err := compare(gpus, realDevices(spec.GPUs)); err != nil {
 		return nil, err
 	}
 	step(sessions.Step{Name: sessions.StepReady})
 	return container{client}, context.Cause(ctx)
 }
 
-// writeConfig tells the agent who its user is.
-func writeConfig(spec sessions.Spec, dir string) error {
+// writeConfig tells the agent who its user is, and of which variables the
+// engine does not know.
+func writeConfig(spec sessions.Spec, dir string, env []string) error {
 	c := agent.Config{
 		User: spec.User, UID: spec.UID, GID: spec.GID, Root: spec.Root,
 		Logins:   []string{spec.Project.Name, spec.Project.String()},
 		OnRetire: !spec.Files && !spec.ReadOnly,
+		Env:      env,
 	}
 	if spec.Home != "" {
 		c.Home, c.Persist = homeMount, spec.Persist
@@ -123,18 +126,22 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err != nil {
 		return "", err
 	}
-	req := newRequest(spec, host{
-		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), Exists: exists,
-	})
-	step(sessions.Step{Name: sessions.StepCreating})
-	id, err := r.create(ctx, req)
-	if errdefs.IsNotFound(err) { // the image: nothing else that we name is looked up here
-		if err := r.pull(ctx, spec.Image, step); err != nil {
-			return "", err
-		}
-		step(sessions.Step{Name: sessions.StepCreating})
-		id, err = r.create(ctx, req)
+	cdi, err := r.byCDI(ctx, realDevices(spec.GPUs))
+	if err != nil {
+		return "", err
 	}
+	step(sessions.Step{Name: sessions.StepCreating})
+	image, err := r.imageEnv(ctx, spec.Image, step)
+	if err != nil {
+		return "", err
+	}
+	env, inside := environment(spec.GPUs, cdi, image)
+	if err := writeConfig(spec, dir, inside); err != nil {
+		return "", err
+	}
+	id, err := r.create(ctx, newRequest(spec, host{
+		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), CDI: cdi, Env: env, Exists: exists,
+	}))
 	if err != nil {
 		return "", r.refused("make", err)
 	}
@@ -143,9 +150,32 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 		return id, err
 	}
 	if err := r.start(ctx, id); err != nil {
+		r.forgetCDI() // a name may be gone
 		return id, r.refused("start", err)
 	}
 	return id, nil
+}
+
+// imageEnv returns the variables that image ref sets. It pulls it if it is not
+// on this machine.
+func (r *Runtime) imageEnv(ctx context.Context, ref string, step func(sessions.Step)) ([]string, error) {
+	info, err := r.docker.ImageInspect(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		if err := r.pull(ctx, ref, step); err != nil {
+			return nil, err
+		}
+		step(sessions.Step{Name: sessions.StepCreating})
+		info, err = r.docker.ImageInspect(ctx, ref)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, r.refused("make", err)
+	case info.Config == nil:
+		return nil, nil
+	}
+	return info.Config.Env, nil
 }
 
 // create creates the container and returns its ID.
@@ -185,29 +215,30 @@ func (r *Runtime) refused(verb string, err error) error {
 }
 
 // await returns when the agent in container id answers, or says why it won't.
-func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) error {
+// The answer is which GPUs the container can open.
+func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) (gpus []string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, errNoAnswer)
 	defer cancel()
 	const most = 50 * time.Millisecond
 	looked := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, most) {
-		pingErr := ping(ctx, c)
+		gpus, pingErr := ping(ctx, c)
 		if pingErr == nil {
-			return nil
+			return gpus, nil
 		}
 		if time.Since(looked) > 4*most { // only if it takes longer than it should
 			looked = time.Now()
 			if why := r.whyDead(ctx, id); why != "" {
-				return r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
+				return nil, r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
 			}
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
-				return err
+				return nil, err
 			}
-			return r.failedToStart(ctx, id, fmt.Sprintf("the container started, but its agent did not answer within %v", r.patience), pingErr)
+			return nil, r.failedToStart(ctx, id, fmt.Sprintf("the container started, but its agent did not answer within %v", r.patience), pingErr)
 		}
 	}
 }
@@ -215,10 +246,10 @@ func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) error {
 var errNoAnswer = errors.New("the agent does not answer")
 
 // ping asks the agent once, and not for long: it may be about to start.
-func ping(ctx context.Context, c *agent.Client) error {
+func ping(ctx context.Context, c *agent.Client) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return c.Ping(ctx)
+	return c.GPUs(ctx)
 }
 
 // failedToStart returns an error that says what happened and, if the container

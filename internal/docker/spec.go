@@ -8,7 +8,6 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/go-units"
 
-	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/sessions"
 )
@@ -37,8 +36,10 @@ type host struct {
 	Instance string
 	Dir      string // the session's agent directory
 	Binary   string
-	Network  string // ID
-	CPUs     int    // the machine's
+	Network  string   // ID
+	CPUs     int      // the machine's
+	CDI      bool     // the engine knows the GPUs by it
+	Env      []string // over the image's
 	Exists   func(path string) bool
 }
 
@@ -69,7 +70,7 @@ func newRequest(spec sessions.Spec, h host) request {
 	config := &containers.Config{
 		Hostname:   spec.Project.Name,
 		User:       "0:0", // the agent; the project's user is its business
-		Env:        environment(lease),
+		Env:        h.Env,
 		Image:      spec.Image,
 		WorkingDir: "/", // never the image's, which may lead outside (CVE-2024-21626)
 		Entrypoint: []string{agent.Binary},
@@ -107,36 +108,13 @@ func newRequest(spec sessions.Spec, h host) request {
 		hc.CapDrop = []string{"ALL"}
 		hc.CapAdd = agentCapabilities
 	}
-	if len(spec.GPUs) > 0 && !spec.GPUs[0].Simulated {
-		hc.DeviceRequests = []containers.DeviceRequest{{
-			Driver:       "nvidia",
-			DeviceIDs:    uuids,
-			Capabilities: [][]string{{"gpu", "compute", "utility"}},
-		}}
-		hc.Devices = deviceNodes(spec.GPUs, h.Exists)
-	}
+	devices := realDevices(spec.GPUs)
+	hc.DeviceRequests = deviceRequests(devices, h.CDI)
+	hc.Devices = deviceNodes(devices, h.Exists)
 	return request{
 		Name:       containerName(spec.Session),
 		Config:     config,
 		HostConfig: hc,
-	}
-}
-
-// environment returns what overrides the image's environment. A name without
-// a value is removed from it. CUDA images say NVIDIA_VISIBLE_DEVICES=all, and
-// hosts whose default runtime is NVIDIA's believe them; LD_PRELOAD and
-// LD_AUDIT reach that runtime's hooks, which run as root on the host
-// (CVE-2025-23266).
-func environment(lease string) []string {
-	visible := lease
-	if lease == "" {
-		visible = "void"
-	}
-	return []string{
-		"NVIDIA_VISIBLE_DEVICES=" + visible,
-		"NVIDIA_DRIVER_CAPABILITIES=compute,utility",
-		"LD_PRELOAD",
-		"LD_AUDIT",
 	}
 }
 
@@ -188,26 +166,6 @@ func resources(spec sessions.Spec, h host) containers.Resources {
 		res.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: n, Hard: n}}
 	}
 	return res
-}
-
-// deviceNodes names the nodes of the devices and of the driver. NVIDIA's hook
-// adds them too, but only to the cgroup: after a systemd daemon-reload, which
-// rebuilds that from what the engine was told, they would be gone.
-func deviceNodes(devices []gpu.Device, exists func(string) bool) []containers.DeviceMapping {
-	var paths []string
-	for _, d := range devices {
-		paths = append(paths, d.Nodes...)
-	}
-	for _, p := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"} {
-		if exists(p) {
-			paths = append(paths, p)
-		}
-	}
-	nodes := make([]containers.DeviceMapping, len(paths))
-	for i, p := range paths {
-		nodes[i] = containers.DeviceMapping{PathOnHost: p, PathInContainer: p, CgroupPermissions: "rwm"}
-	}
-	return nodes
 }
 
 // machineCPUs is how many CPUs a container can be given.

@@ -3,6 +3,7 @@ package docker
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,14 @@ var update = flag.Bool("update", false, "write the golden files instead of compa
 // person has read. No test machine has a GPU; this is what one would be asked.
 func TestNewRequest(t *testing.T) {
 	real0 := gpu.Device{UUID: "GPU-00000000-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia0"}}
+	instance := func(n int, caps ...string) gpu.Device {
+		return gpu.Device{
+			Index: 9, Instance: n, UUID: gpu.UUID(fmt.Sprintf("MIG-%d0000000-1111-2222-3333-444444444444", n)), Profile: "1g.10gb",
+			Parent: "GPU-99999999-1111-2222-3333-444444444444", Nodes: append([]string{"/dev/nvidia9"}, caps...),
+		}
+	}
+	mig0 := instance(0, "/dev/nvidia-caps/nvidia-cap30", "/dev/nvidia-caps/nvidia-cap31")
+	mig1 := instance(1, "/dev/nvidia-caps/nvidia-cap39", "/dev/nvidia-caps/nvidia-cap40")
 	real3 := gpu.Device{Index: 3, UUID: "GPU-33333333-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia3"}}
 	base := sessions.Spec{
 		Session:   "k3v9q2",
@@ -37,6 +46,9 @@ func TestNewRequest(t *testing.T) {
 		"simulated": func(s *sessions.Spec) { s.GPUs = []gpu.Device{{UUID: "GPU-sim-0", Simulated: true}} },
 		"one":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
 		"two":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0, real3} },
+		"mig":       func(s *sessions.Spec) { s.GPUs = []gpu.Device{mig0, mig1} },
+		"cdi-one":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
+		"cdi-mig":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{mig0} },
 		"read-only": func(s *sessions.Spec) { s.ReadOnly = true },
 		"root-home-unlimited": func(s *sessions.Spec) {
 			s.Root, s.Home, s.Persist = true, "/srv/ds01/homes/alice", []string{".vscode-server"}
@@ -46,12 +58,16 @@ func TestNewRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := base
 			change(&spec)
+			cdi := strings.HasPrefix(name, "cdi-")
+			env, _ := environment(spec.GPUs, cdi, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_GDS=enabled"})
 			got, err := json.MarshalIndent(newRequest(spec, host{
 				Instance: "gw1",
 				Dir:      "/run/ds01/agents/k3v9q2",
 				Binary:   "/usr/local/bin/ds01-agent",
 				Network:  "4f1c",
 				CPUs:     64,
+				CDI:      cdi,
+				Env:      env,
 				Exists:   func(path string) bool { return !strings.HasSuffix(path, "-tools") },
 			}), "", "\t")
 			if err != nil {
