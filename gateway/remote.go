@@ -76,8 +76,10 @@ func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok
 }
 
 // lull is how long after the last answer about forwards nothing more must have
-// been asked. The library takes the next request in far less.
-const lull = 5 * time.Millisecond
+// been asked. The library takes the next request in far less, unless the machine
+// is so busy that its thread waits for a processor: 5 ms were too short with a
+// load of nine on two of them. Only what comes right after ssh -R waits for it.
+const lull = 50 * time.Millisecond
 
 // asked notes that a request about forwards has come; the function that it
 // returns, that it is answered.
