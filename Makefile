@@ -12,7 +12,7 @@ export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 tool := go tool -modfile=internal/tools/go.mod
 
-.PHONY: help build demo test bench bench-quick lint vuln install clean
+.PHONY: help build demo test simulate bench bench-quick lint vuln install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: ## unit tests and scenarios, with the race detector, on real Docker and ss
 	go test -race -timeout 10m $$(go list ./... | grep -v /internal/e2e)
 	@echo 'go test -race -v ./internal/e2e (all of its log: .cache/e2e.log)'
 	@go test -race -timeout 30m -count 1 -v ./internal/e2e 2>&1 | tee .cache/e2e.log | $(verdicts)
+
+simulate: ## a month of a lab's use, replayed against the code that decides who gets a GPU
+	@go test -count 1 -v ./sessions -run '^TestSimulate$$/lab_0' | sed 's/^ *|/|/'
 
 bench: build ## ds01 beside sshd and docker exec, as Markdown; 15 minutes, as root
 	@etc/bring-up clients
