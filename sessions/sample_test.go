@@ -172,6 +172,7 @@ func TestWhy(t *testing.T) {
 		training := &job{}
 		w.runs(p, training, 1.25)
 		time.Sleep(40 * time.Minute)
+		synctest.Wait() // a look at the session is due in the same instant
 		id := w.session(p).ID
 		why, err := w.Why(t.Context(), id)
 		if err != nil {
