@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ds01/ds01/sessions"
 	"github.com/ds01/ds01/sessions/sessionstest"
 )
 
@@ -15,7 +16,8 @@ import (
 func TestAgentLog(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "agent")
 	// The agent's own file is elsewhere in there: what is mounted is this script.
-	text := "#!/bin/sh\necho one\nprintf 'two \\033[2J\\n' >&2\nexec /workspace/agent\n"
+	// The engine reads the two streams in no order: the second line waits for the first.
+	text := "#!/bin/sh\necho one\n(until [ -e /workspace/go ]; do sleep 0.01; done; printf 'two \\033[2J\\n' >&2) &\nexec /workspace/agent\n"
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +31,19 @@ func TestAgentLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	sessionstest.Launch(t, r, spec)
-	all, err := r.AgentLog(t.Context(), spec.Session, time.Time{})
+	logged := func(n int) (all []sessions.Line, err error) {
+		for deadline := time.Now().Add(20 * time.Second); err == nil && len(all) < n && time.Now().Before(deadline); {
+			all, err = r.AgentLog(t.Context(), spec.Session, time.Time{})
+		}
+		return all, err
+	}
+	if first, err := logged(1); err != nil || len(first) != 1 {
+		t.Fatalf("AgentLog = %q, %v; want the first line", first, err)
+	}
+	if err := os.WriteFile(spec.Workspace+"/go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	all, err := logged(2)
 	if err != nil || len(all) != 2 || all[0].Text != "one" || all[1].Text != "two \x1b[2J" || time.Since(all[0].At).Abs() > time.Minute {
 		t.Fatalf("AgentLog = %q, %v", all, err)
 	}
