@@ -165,31 +165,19 @@ func (a *asker) forget() {
 	}
 }
 
-// run runs line as a user, with nothing of the gateway's around it, and returns
-// what it prints.
+// run runs line as a user, and returns what it prints.
 func run(ctx context.Context, line []string, as string) (string, error) {
 	if err := checkProgram(line[0]); err != nil {
 		return "", err
 	}
-	u, err := user.Lookup(as)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd, err := CommandAs(ctx, line, as)
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, line[0], line[1:]...) // #nosec G204 -- it is the config's, and no shell reads what a stranger sends
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "USER=" + as, "LOGNAME=" + as, "HOME=" + u.HomeDir}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if u.Uid != strconv.Itoa(os.Geteuid()) {
-		if cmd.SysProcAttr.Credential, err = credential(u); err != nil {
-			return "", err
-		}
-	}
 	said, complaint := bounded{end: cancel}, bounded{end: cancel}
 	cmd.Stdout, cmd.Stderr = &said, &complaint
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for what its children hold open
 	err = cmd.Run()
 	switch text := strings.TrimSpace(string(complaint.text)); {
 	case said.full || complaint.full:
@@ -198,6 +186,28 @@ func run(ctx context.Context, line []string, as string) (string, error) {
 		return "", fmt.Errorf("%w: %.200q", err, text)
 	}
 	return string(said.text), err
+}
+
+// CommandAs returns line, a program that the config names and its arguments, to be
+// run as an account of the host: with nothing of the gateway's around it, and ended
+// by ctx with all that it has started. The error is why there is no such account.
+func CommandAs(ctx context.Context, line []string, as string) (*exec.Cmd, error) {
+	u, err := user.Lookup(as)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...) // #nosec G204 -- it is the config's, and no shell reads what a stranger sends
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "USER=" + as, "LOGNAME=" + as, "HOME=" + u.HomeDir}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if u.Uid != strconv.Itoa(os.Geteuid()) {
+		if cmd.SysProcAttr.Credential, err = credential(u); err != nil {
+			return nil, err
+		}
+	}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second // for what its children hold open
+	return cmd, nil
 }
 
 // credential is what a process of u's has.

@@ -9,13 +9,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
-	"os/user"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
@@ -89,7 +85,7 @@ func (m *Manager) send(to config.Notify, w warning) {
 	}
 	if len(to.Command) > 0 {
 		both.Go(func() {
-			if err := runNotify(m.ctx, to, w, text); err != nil {
+			if err := m.runNotify(to, w, text); err != nil {
 				log.Warn("notify.command was not told that a session ends", "err", err)
 			}
 		})
@@ -128,30 +124,18 @@ func post(ctx context.Context, address string, text []byte) error {
 	return nil
 }
 
-// runNotify runs the command, as the account that it is given and with nothing
-// of the gateway's around it. w is in its environment, and text on its standard
-// input.
-func runNotify(ctx context.Context, to config.Notify, w warning, text []byte) error {
-	as, err := user.Lookup(to.CommandUser)
+// runNotify runs the site's command. w is in its environment, and text on its
+// standard input.
+func (m *Manager) runNotify(to config.Notify, w warning, text []byte) error {
+	ctx, cancel := context.WithTimeoutCause(m.ctx, notifyTime, fmt.Errorf("it has not ended in %v", notifyTime))
+	defer cancel()
+	cmd, err := m.CommandAs(ctx, to.Command, to.CommandUser)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, notifyTime, fmt.Errorf("it has not ended in %v", notifyTime))
-	defer cancel()
-	cmd := exec.CommandContext(ctx, to.Command[0], to.Command[1:]...) // #nosec G204 -- it is the config's
-	cmd.Dir = "/"
-	cmd.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8",
-		"USER=" + as.Username, "LOGNAME=" + as.Username, "HOME=" + as.HomeDir}, w.environ()...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if as.Uid != strconv.Itoa(os.Geteuid()) {
-		if cmd.SysProcAttr.Credential, err = credential(as); err != nil {
-			return err
-		}
-	}
+	cmd.Env = append(cmd.Env, w.environ()...)
 	var complaint head
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(text), &complaint
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for what its children hold open
 	err = cmd.Run()
 	switch said := strings.TrimSpace(string(complaint)); {
 	case err != nil && ctx.Err() != nil:
@@ -169,23 +153,6 @@ func (w warning) environ() []string {
 		"DS01_HOLDER=" + w.Holder, "DS01_RETIRES=" + w.Retires.Format(time.RFC3339), "DS01_LEFT=" + strconv.Itoa(w.Left),
 		"DS01_REASON=" + w.Reason, "DS01_TEXT=" + w.Text,
 	}
-}
-
-// credential is what a process of u's has.
-func credential(u *user.User) (*syscall.Credential, error) {
-	names, err := u.GroupIds()
-	if err != nil {
-		return nil, err
-	}
-	var ids []uint32
-	for _, name := range append([]string{u.Uid, u.Gid}, names...) {
-		id, err := strconv.ParseUint(name, 10, 32)
-		if err != nil {
-			return nil, err
-		}
-		ids = append(ids, uint32(id))
-	}
-	return &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}, nil
 }
 
 // A head keeps the first maxComplaint bytes of what is written.

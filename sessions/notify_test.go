@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/keys"
 )
 
 var aWarning = warning{
@@ -27,7 +28,7 @@ var aWarning = warning{
 func notifying(t *testing.T) (*Manager, *strings.Builder) {
 	t.Helper()
 	var log strings.Builder
-	m := &Manager{Log: slog.New(slog.NewTextHandler(&log, nil))}
+	m := &Manager{Log: slog.New(slog.NewTextHandler(&log, nil)), CommandAs: keys.CommandAs}
 	m.ctx, m.stop = context.WithCancelCause(t.Context())
 	t.Cleanup(func() { m.stop(errClosed) })
 	return m, &log
@@ -140,10 +141,12 @@ func TestNotifyCommandThatHangs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	m, _ := notifying(t)
+	var cancel context.CancelFunc
+	m.ctx, cancel = context.WithTimeout(m.ctx, 100*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	err = runNotify(ctx, config.Notify{Command: []string{"/bin/sh", "-c", "sleep 1000 & wait"}, CommandUser: me.Username}, aWarning, nil)
+	err = m.runNotify(config.Notify{Command: []string{"/bin/sh", "-c", "sleep 1000 & wait"}, CommandUser: me.Username}, aWarning, nil)
 	if took := time.Since(began); err == nil || took > 9*time.Second {
 		t.Errorf("ended after %v with %v", took, err)
 	}

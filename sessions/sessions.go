@@ -11,6 +11,7 @@ import (
 	"context"
 	"database/sql"
 	"log/slog"
+	"os/exec"
 	"sync"
 	"time"
 
@@ -118,6 +119,10 @@ type Manager struct {
 	// BusyGPUs, unless nil, returns how busy devices have been of late, in
 	// percent, of those of which it can be known. An error is that nobody knows now.
 	BusyGPUs func(ctx context.Context, devices []gpu.UUID) (map[gpu.UUID]int, error)
+	// CommandAs returns a program of the site's and its arguments, to be run as an
+	// account of the host, until ctx ends. It may be nil where notify.command is
+	// not set.
+	CommandAs func(ctx context.Context, line []string, as string) (*exec.Cmd, error)
 
 	ctx    context.Context // from Start to Close
 	stop   context.CancelCauseFunc
