@@ -16,7 +16,7 @@ const manyDevices = 16
 // together.
 func choose(all, free []Device, w Want) []Device {
 	busy := without(all, free)
-	free = slices.DeleteFunc(slices.Clone(free), func(d Device) bool { return !w.Takes(d) })
+	free = w.of(free)
 	if w.Count == 0 || len(free) < w.Count {
 		return nil
 	}

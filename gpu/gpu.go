@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 )
 
@@ -69,6 +70,15 @@ func (d Device) Label() string {
 		return fmt.Sprintf("%d:%d", d.Index, d.Instance)
 	}
 	return strconv.Itoa(d.Index)
+}
+
+// find returns the device of devices that uuid names.
+func find(devices []Device, uuid UUID) (Device, bool) {
+	at := slices.IndexFunc(devices, func(d Device) bool { return d.UUID == uuid })
+	if at < 0 {
+		return Device{}, false
+	}
+	return devices[at], true
 }
 
 // Whole is the GPU that d is, or is part of.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/ds01/ds01/internal/db"
@@ -90,7 +89,7 @@ func (i *Inventory) findFaults(v view) {
 		}
 	}
 	for _, d := range i.devices {
-		if d.Parent == "" && !slices.ContainsFunc(v.devices, func(now Device) bool { return now.UUID == d.UUID }) {
+		if _, seen := find(v.devices, d.UUID); d.Parent == "" && !seen {
 			i.takeOut(d, "the driver does not show it any more")
 		}
 	}
@@ -193,10 +192,9 @@ func (i *Inventory) noticed(n Notice) {
 // tells of it in any case.
 func (i *Inventory) hit(n Notice) {
 	i.mu.Lock()
-	at := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == n.GPU })
-	d := Device{UUID: n.GPU}
-	if at >= 0 {
-		d = i.devices[at]
+	d, seen := find(i.devices, n.GPU)
+	if !seen {
+		d.UUID = n.GPU
 	}
 	fatal := xids[n.XID].Fatal && n.GPU != "" && i.outages[n.GPU] == nil
 	if fatal {
@@ -305,11 +303,10 @@ func (i *Inventory) Take(ctx context.Context, uuid UUID, by, reason string) erro
 	if err != nil {
 		return err
 	}
-	at := slices.IndexFunc(devices, func(d Device) bool { return d.UUID == uuid })
-	if at < 0 {
+	d, ok := find(devices, uuid)
+	if !ok {
 		return ErrNoDevice
 	}
-	d := devices[at]
 	o := &Outage{GPU: d.UUID, Index: d.Index, Name: d.Name, Cause: reason, Taken: by, Since: time.Now().UTC(), stored: true}
 	if err := i.take(ctx, d, o); err != nil {
 		return err
@@ -360,13 +357,11 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 	defer i.saving.Unlock()
 	i.mu.Lock()
 	o, fault := i.outages[uuid], i.faults[uuid]
-	at := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == uuid })
-	label := ""
-	if at >= 0 {
-		label = i.devices[at].Label()
-	} else if o != nil {
-		label = strconv.Itoa(o.Index)
+	d, seen := find(i.devices, uuid)
+	if !seen && o != nil {
+		d.Index = o.Index
 	}
+	label := d.Label()
 	i.mu.Unlock()
 	switch {
 	case o == nil:

@@ -342,11 +342,11 @@ func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, err
 	defer i.mu.Unlock()
 	busy := map[UUID]int{}
 	for _, uuid := range devices {
-		n := slices.IndexFunc(i.devices, func(d Device) bool { return d.UUID == uuid })
+		d, seen := find(i.devices, uuid)
 		switch percent := reading(i.readings, uuid).Utilization; {
 		case percent >= 0:
 			busy[uuid] = percent
-		case n < 0 || i.devices[n].Profile == "" && !i.devices[n].Simulated:
+		case !seen || d.Profile == "" && !d.Simulated:
 			return nil, fmt.Errorf("it is not known how busy %s is", uuid)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ds01/ds01/internal/db"
@@ -91,7 +90,7 @@ func (l *Ledger) ask(ctx context.Context, tx *sql.Tx, devices []Device, r Reques
 	if err != nil {
 		return nil, err
 	}
-	fits := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !r.Want.Takes(d) })
+	fits := r.Want.of(devices)
 	if len(fits) < r.Want.Count {
 		return nil, ErrNeverFits
 	}

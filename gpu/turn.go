@@ -70,17 +70,18 @@ func used(lent, back, now time.Time) time.Duration {
 	return time.Duration(float64(halfTime) / math.Ln2 * (left(back) - left(lent)))
 }
 
-// next returns who of line, which is in order, gets which of the devices that
-// are fit and that nobody holds; without a device it is nobody's turn. Who is at their own limit is
-// passed over and keeps their place. A request that does not fit is passed,
-// unless it is old: then what it could use is kept for it.
+// next returns who of line, which is in order, gets which of the devices that are
+// fit and that nobody holds; without a device it is nobody's turn. Who is at their
+// own limit is passed over and keeps their place. A request that does not fit is
+// passed, unless it is old: then what it could use is kept for it.
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
-	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
-		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
+	fit := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.State != Fit })
+	free := slices.DeleteFunc(slices.Clone(fit), func(d Device) bool {
+		return d.MIG || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
 	})
 	shares := sharesOf(held)
 	for _, w := range line {
-		fits := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.State != Fit || !w.Want.Takes(d) })
+		fits := w.Want.of(fit)
 		if len(fits) < w.Want.Count || shares[w.Owner]+float64(w.Want.Count)*fits[0].share() > w.Limit+tiny {
 			continue
 		}

@@ -65,6 +65,11 @@ func (w Want) Words() string {
 // Takes reports whether d is of the kind that w asks for, held or not.
 func (w Want) Takes(d Device) bool { return !d.MIG && d.Profile == w.Profile }
 
+// of returns those of devices that w could take, held or not.
+func (w Want) of(devices []Device) []Device {
+	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !w.Takes(d) })
+}
+
 // share is what d counts against a user's limit: a whole GPU 1, an instance its
 // part of the compute slices.
 func (d Device) share() float64 {
