@@ -20,13 +20,9 @@ import (
 // LD_PRELOAD=./evil.so; a library path does the same). Inside, LD_LIBRARY_PATH
 // is what CUDA images find their libraries by, so users get it back.
 func environment(devices []gpu.Device, cdi bool, image []string) (engine, inside []string) {
-	uuids := make([]string, len(devices))
-	for i, d := range devices {
-		uuids[i] = string(d.UUID)
-	}
 	lease := "void"
-	if len(uuids) > 0 {
-		lease = strings.Join(uuids, ",")
+	if len(devices) > 0 {
+		lease = strings.Join(uuids(devices), ",")
 	}
 	visible := lease
 	if cdi { // a default runtime of NVIDIA's would add them a second time

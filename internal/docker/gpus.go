@@ -36,6 +36,15 @@ func realDevices(devices []gpu.Device) []gpu.Device {
 	return slices.DeleteFunc(slices.Clone(devices), func(d gpu.Device) bool { return d.Simulated })
 }
 
+// uuids returns the UUIDs of devices.
+func uuids(devices []gpu.Device) []string {
+	ids := make([]string, len(devices))
+	for i, d := range devices {
+		ids[i] = string(d.UUID)
+	}
+	return ids
+}
+
 // byCDI says whether the engine knows all of devices by their CDI names. It is
 // asked until it does: that takes it tens of milliseconds, and names come and
 // go with MIG instances and drivers.
@@ -119,14 +128,11 @@ func deviceRequests(devices []gpu.Device, cdi bool) []containers.DeviceRequest {
 	if len(devices) == 0 {
 		return nil
 	}
-	ids := make([]string, len(devices))
-	for i, d := range devices {
-		ids[i] = string(d.UUID)
-		if cdi {
+	ids := uuids(devices)
+	if cdi {
+		for i, d := range devices {
 			ids[i] = cdiName(d)
 		}
-	}
-	if cdi {
 		return []containers.DeviceRequest{{Driver: "cdi", DeviceIDs: ids}}
 	}
 	return []containers.DeviceRequest{{

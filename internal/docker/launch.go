@@ -5,14 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	containers "github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/pkg/stdcopy"
 
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/internal/fault"
@@ -270,14 +267,8 @@ func (r *Runtime) failedToStart(ctx context.Context, id, say string, cause error
 func (r *Runtime) lastLine(ctx context.Context, id string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	logs, err := r.docker.ContainerLogs(ctx, id, containers.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: "1"})
-	if err != nil {
-		return ""
-	}
-	defer logs.Close()
-	var out bytes.Buffer
-	_, _ = stdcopy.StdCopy(&out, &out, io.LimitReader(logs, 64<<10)) // what there is will do
-	return printable(strings.TrimSpace(out.String()))
+	text, _ := r.logged(ctx, id, containers.LogsOptions{Tail: "1"}, 64<<10) // what there is will do
+	return printable(string(bytes.TrimSpace(text)))
 }
 
 // exists reports whether path is there.

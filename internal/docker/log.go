@@ -29,24 +29,35 @@ func (r *Runtime) AgentLog(ctx context.Context, session string, since time.Time)
 	}
 	ctx, cancel := context.WithTimeout(ctx, logPatience)
 	defer cancel()
-	wanted := containers.LogsOptions{ShowStdout: true, ShowStderr: true, Timestamps: true, Tail: strconv.Itoa(sessions.MaxLog)}
+	wanted := containers.LogsOptions{Timestamps: true, Tail: strconv.Itoa(sessions.MaxLog)}
 	if !since.IsZero() {
 		wanted.Since = fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond())
 	}
-	logs, err := r.docker.ContainerLogs(ctx, containerName(session), wanted)
+	text, err := r.logged(ctx, containerName(session), wanted, 8*maxLog)
 	switch {
 	case errdefs.IsNotFound(err), errdefs.IsConflict(err): // it is gone, or being removed
 		return nil, nil
 	case err != nil:
 		return nil, r.explain("read the container's log", err)
 	}
+	return lines(text, since), nil
+}
+
+// logged returns what the engine has of a container's log, of both streams. It
+// reads most bytes at most, with what marks the streams.
+func (r *Runtime) logged(ctx context.Context, container string, wanted containers.LogsOptions, most int64) ([]byte, error) {
+	wanted.ShowStdout, wanted.ShowStderr = true, true
+	logs, err := r.docker.ContainerLogs(ctx, container, wanted)
+	if err != nil {
+		return nil, err
+	}
 	defer logs.Close()
 	var text bytes.Buffer
-	_, err = stdcopy.StdCopy(&text, &text, io.LimitReader(logs, 8*maxLog))
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, r.explain("read the container's log", err)
+	_, err = stdcopy.StdCopy(&text, &text, io.LimitReader(logs, most))
+	if errors.Is(err, io.ErrUnexpectedEOF) { // cut off in the middle of a line
+		err = nil
 	}
-	return lines(text.Bytes(), since), nil
+	return text.Bytes(), err
 }
 
 // lines parses what the engine says: a time before each line. What was said at

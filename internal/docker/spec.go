@@ -61,12 +61,6 @@ func containerName(session string) string { return "ds01-" + session }
 // newRequest returns the request for spec. It asks nobody.
 func newRequest(spec sessions.Spec, h host) request {
 	noInit := false
-	uuids := make([]string, len(spec.GPUs))
-	for i, d := range spec.GPUs {
-		uuids[i] = string(d.UUID)
-	}
-	lease := strings.Join(uuids, ",")
-
 	config := &containers.Config{
 		Hostname:   spec.Project.Name,
 		User:       "0:0", // the agent; the project's user is its business
@@ -82,7 +76,7 @@ func newRequest(spec sessions.Spec, h host) request {
 			labelSession: spec.Session,
 			labelProject: spec.Project.String(),
 			labelOwner:   spec.Project.Owner,
-			labelLease:   lease,
+			labelLease:   strings.Join(uuids(spec.GPUs), ","),
 		},
 	}
 	hc := &containers.HostConfig{
