@@ -46,8 +46,7 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(m.ctx, func() { cancel(errClosed) })()
-	// Where there is nothing to do, nobody waits for the builds of others; and
-	// after the wait there may be nothing to do any more.
+	// Where there is nothing to do, nobody waits for the builds of others.
 	had, current, err := m.current(ctx, b, p)
 	if err != nil || current && !again {
 		return newest(had), false, err
@@ -57,9 +56,15 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 		return Image{}, false, err
 	}
 	defer end()
-	had, current, err = m.current(ctx, b, p)
-	if err != nil || current && !again {
-		return newest(had), false, err
+	before := newest(had).Ref
+	if had, err = images(ctx, m.DB, p); err != nil {
+		return Image{}, false, err
+	}
+	if newest(had).Ref != before { // built meanwhile: there may be nothing to do any more
+		had, current, err = m.current(ctx, b, p)
+		if err != nil || current && !again {
+			return newest(had), false, err
+		}
 	}
 	i = Image{Project: p.Ref}
 	i.Built, err = m.build(ctx, b, progress)
