@@ -29,17 +29,11 @@ func (c *call) projectLaunch() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p.Once = gpus.asked(cmd)
-			i, err := c.refreshImage(p)
-			if err != nil {
-				return err
-			}
-			a, err := c.launch(p, wait)
+			a, i, err := c.launchFresh(p, gpus.asked(cmd), wait)
 			if err != nil {
 				return err
 			}
 			c.noteImage(a, i)
-			c.noteOther(a)
 			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
 			a.Detach()
 			with := "no GPU"
@@ -74,21 +68,35 @@ func (c *call) launchOpen(name string, wait bool, once *gpu.Want) error {
 	if err != nil {
 		return near(err, name, c.projectNames)
 	}
-	p.Once = once
-	if _, err := c.refreshImage(p); err != nil {
-		return err
-	}
-	a, err := c.launch(p, wait)
+	a, _, err := c.launchFresh(p, once, wait)
 	if err != nil {
 		return err
 	}
 	defer a.Detach()
-	c.noteOther(a)
 	exit, err := c.enter(p)
 	if err != nil || exit == 0 {
 		return err
 	}
 	return exited(exit)
+}
+
+// launchFresh launches p, with the image that its Dockerfile asks for, which is
+// returned, and with what is asked for once. It says where the session that was
+// there has other GPUs.
+func (c *call) launchFresh(p sessions.Project, once *gpu.Want, wait bool) (*sessions.Attachment, sessions.Image, error) {
+	p.Once = once
+	i, err := c.refreshImage(p)
+	if err != nil {
+		return nil, i, err
+	}
+	a, err := c.launch(p, wait)
+	if err != nil {
+		return nil, i, err
+	}
+	if differs := a.Differs(); differs != "" {
+		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
+	}
+	return a, i, nil
 }
 
 // refreshImage builds p's image where its Dockerfile asks for it, and returns
@@ -119,13 +127,6 @@ func (c *call) noteImage(a *sessions.Attachment, i sessions.Image) {
 	}
 	if note != "" {
 		fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(note))
-	}
-}
-
-// noteOther says where the session that a holds has other GPUs than were asked for.
-func (c *call) noteOther(a *sessions.Attachment) {
-	if differs := a.Differs(); differs != "" {
-		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
 	}
 }
 

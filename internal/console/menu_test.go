@@ -133,7 +133,11 @@ func keyboard(t *testing.T, keys string, entered *[]string) *Terminal {
 		Size: func() sessions.Size { return sessions.Size{Columns: 80, Rows: 24} },
 		Keys: func() (io.Reader, <-chan sessions.Size, func()) { return r, nil, func() {} },
 		Enter: func(p sessions.Project) (sessions.Exit, error) {
-			*entered = append(*entered, p.User+" in "+p.String())
+			where := p.User + " in " + p.String()
+			if p.Once != nil { // where it is not met, a login says so
+				where += ", with " + p.Once.Words()
+			}
+			*entered = append(*entered, where)
 			return sessions.Exit{Signal: "HUP"}, nil
 		},
 	}
@@ -180,7 +184,7 @@ func TestLaunchOpen(t *testing.T) {
 		return openOn(t, b, caller, args, term)
 	}
 	var entered []string
-	if said, exit := open(alice, "notes", keyboard(t, "", &entered)); exit != 129 || strings.Join(entered, ";") != "alice in alice.notes" {
+	if said, exit := open(alice, "notes --gpus 0", keyboard(t, "", &entered)); exit != 129 || strings.Join(entered, ";") != "alice in alice.notes" {
 		t.Errorf("exit %d, entered %q: %s", exit, entered, said)
 	}
 	for name, tt := range map[string]struct {
