@@ -236,9 +236,8 @@ func (m *Manager) prune(ctx context.Context, ref Ref) {
 	if m.Builder == nil {
 		return
 	}
-	old, err := scanImages(m.DB.QueryContext(ctx, `SELECT `+imageColumns+` FROM images AS i
-		WHERE owner = ?1 AND name = ?2 AND (project IS NULL OR id NOT IN
-			(SELECT id FROM images WHERE project = i.project ORDER BY built DESC, id DESC LIMIT ?3))`, ref.Owner, ref.Name, keptImages))
+	old, err := selectImages(ctx, m.DB, `owner = ?1 AND name = ?2 AND (project IS NULL OR id NOT IN
+		(SELECT id FROM images AS i WHERE i.project = images.project ORDER BY built DESC, id DESC LIMIT ?3))`, ref.Owner, ref.Name, keptImages)
 	for _, i := range old {
 		if _, removeErr := m.removeImage(ctx, i); removeErr != nil {
 			err = removeErr
