@@ -92,9 +92,10 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 
 // RefreshImage is BuildImage for who is about to launch p. Where its Dockerfile
 // does not decide which image that has, it does nothing and returns the zero
-// Image: p names an image, there is no Dockerfile, or the site builds none.
+// Image: p names an image, there is no Dockerfile, the site builds none, or
+// nothing is launched, so that nobody waits for an image to be told so.
 func (m *Manager) RefreshImage(ctx context.Context, by string, p Project, progress func(BuildProgress)) (i Image, built bool, err error) {
-	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled {
+	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled || m.Draining() != nil {
 		return Image{}, false, nil
 	}
 	b, err := m.buildOf(ctx, p)
