@@ -27,7 +27,7 @@ func (f Forecast) For(line []Waiter) []time.Time {
 		ready[l.GPU] = f.ends(l)
 	}
 	for _, d := range f.Devices {
-		if d.State != Fit && d.State != Settling { // that will be over soon
+		if !d.soon() {
 			ready[d.UUID] = time.Time{}
 		}
 	}

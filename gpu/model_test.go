@@ -168,15 +168,16 @@ func (m *model) nothingKeptIsGiven(rt *rapid.T, to Waiter) {
 	}
 }
 
-// mayHave reports whether w's own limit and what there is allow it to be served.
+// mayHave reports whether w's own limit and what there is, or is in a moment, allow
+// it to be served.
 func (m *model) mayHave(w Waiter) bool {
-	fit := 0
+	there := 0
 	for _, d := range m.devices {
-		if d.State == Fit && w.Want.Takes(d) {
-			fit++
+		if (d.State == Fit || d.State == Settling) && w.Want.Takes(d) {
+			there++
 		}
 	}
-	return w.Want.Count <= fit && m.shares(w.Owner)+m.cost(w.Want) <= w.Limit+tiny
+	return w.Want.Count <= there && m.shares(w.Owner)+m.cost(w.Want) <= w.Limit+tiny
 }
 
 // ask is a login, perhaps of somebody who has left the line a moment ago.

@@ -75,14 +75,13 @@ func used(lent, back, now time.Time) time.Duration {
 // own limit is passed over and keeps their place. A request that does not fit is
 // passed, unless it is old: then what it could use is kept for it.
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
-	fit := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.State != Fit })
-	free := slices.DeleteFunc(slices.Clone(fit), func(d Device) bool {
-		return d.MIG || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
+	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
+	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
 	})
 	shares := sharesOf(held)
 	for _, w := range line {
-		fits := w.Want.of(fit)
-		if len(fits) < w.Want.Count || shares[w.Owner]+float64(w.Want.Count)*fits[0].share() > w.Limit+tiny {
+		if !w.may(there, shares[w.Owner]) {
 			continue
 		}
 		if chosen := choose(devices, free, w.Want); chosen != nil {
@@ -93,6 +92,13 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 		}
 	}
 	return Waiter{}, nil
+}
+
+// may reports whether w could be served by what is there, if nobody held any of it,
+// when its owner holds that many GPUs.
+func (w Waiter) may(there []Device, holds float64) bool {
+	fits := w.Want.of(there)
+	return len(fits) >= w.Want.Count && holds+float64(w.Want.Count)*fits[0].share() <= w.Limit+tiny
 }
 
 // without returns the devices that are not among those taken.

@@ -103,6 +103,19 @@ func TestNext(t *testing.T) {
 	}
 }
 
+// What is kept for who wants several is kept while one of them is between two
+// sessions, too, or it would be given away each time one comes free.
+func TestKeptWhileOneSettles(t *testing.T) {
+	line := []Waiter{waiter("all", 4, passFor, 0), waiter("one", 1, 0, 0)}
+	for state, want := range map[State]string{Settling: "", Unhealthy: "one", BusyElsewhere: "one"} {
+		four := devices(4)
+		four[2].State = state
+		if w, _ := next(line, four, nil, noon); w.Session != want {
+			t.Errorf("one is %s: it is the turn of %q; want %q", state, w.Session, want)
+		}
+	}
+}
+
 func TestForecast(t *testing.T) {
 	const m = time.Minute
 	at := func(minutes time.Duration) time.Time { return noon.Add(minutes * m) }
