@@ -77,7 +77,7 @@ func used(lent, back, now time.Time) time.Duration {
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
 	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
 	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
-		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID || l.GPU == d.Whole() })
 	})
 	shares := sharesOf(held)
 	for _, w := range line {

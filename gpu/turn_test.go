@@ -116,6 +116,23 @@ func TestKeptWhileOneSettles(t *testing.T) {
 	}
 }
 
+// A GPU may be partitioned while somebody holds all of it: then its instances are
+// theirs, until they give it back.
+func TestPartitionedWhileHeld(t *testing.T) {
+	two := devices(2)
+	held := []Lease{{Session: "h", Owner: "holder", GPU: two[1].UUID, Share: 1}}
+	two[1].MIG = true
+	two = append(two, instances(two[1], "1g.10gb", 1, 2)...)
+	small := waiter("small", 1, 0, 0)
+	small.Want.Profile = "1g.10gb"
+	if w, chosen := next([]Waiter{small}, two, held, noon); chosen != nil {
+		t.Errorf("%s got %+v", w.Session, chosen)
+	}
+	if w, _ := next([]Waiter{small}, two, nil, noon); w.Session != "small" {
+		t.Error("given back, and not lent")
+	}
+}
+
 func TestForecast(t *testing.T) {
 	const m = time.Minute
 	at := func(minutes time.Duration) time.Time { return noon.Add(minutes * m) }
