@@ -94,6 +94,36 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 	return Waiter{}, nil
 }
 
+// Wanted returns the sessions whose end could bring somebody in line nearer to their
+// turn: what they hold could be lent to one who is not held back by a limit of
+// their own, or only by what they hold in that session. To all others the line is
+// nothing. A session that is wanted is true in the map.
+func Wanted(line []Waiter, devices []Device, held []Lease) map[string]bool {
+	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
+	shares := sharesOf(held)
+	given := map[string]float64{} // what the end of a session gives back of them
+	for _, l := range held {
+		given[l.Session] += l.Share
+	}
+	wanted := map[string]bool{}
+	for _, l := range held {
+		d, ok := find(there, l.GPU)
+		if !ok {
+			continue
+		}
+		for _, w := range line {
+			holds := shares[w.Owner]
+			if w.Owner == l.Owner {
+				holds -= given[l.Session]
+			}
+			if w.Want.Takes(d) && w.may(there, holds) {
+				wanted[l.Session] = true
+			}
+		}
+	}
+	return wanted
+}
+
 // may reports whether w could be served by what is there, if nobody held any of it,
 // when its owner holds that many GPUs.
 func (w Waiter) may(there []Device, holds float64) bool {

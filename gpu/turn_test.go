@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -130,6 +131,49 @@ func TestPartitionedWhileHeld(t *testing.T) {
 	}
 	if w, _ := next([]Waiter{small}, two, nil, noon); w.Session != "small" {
 		t.Error("given back, and not lent")
+	}
+}
+
+// A session is wanted if its end could bring somebody in line nearer to their turn.
+func TestWanted(t *testing.T) {
+	four := devices(4)
+	four[3].MIG = true
+	four = append(four, instances(four[3], "1g.10gb", 1, 2)...)
+	lease := func(session string, device int) Lease {
+		return Lease{Session: session, Owner: session, GPU: four[device].UUID, Share: four[device].share()}
+	}
+	held := []Lease{lease("a", 0), lease("b", 1), lease("b", 2), lease("mig", 4)}
+	of := func(owner string, limit float64, w Waiter) Waiter {
+		w.Owner, w.Limit = owner, limit
+		return w
+	}
+	instance := waiter("i", 1, 0, 0)
+	instance.Want.Profile = "1g.10gb"
+	unfit := slices.Clone(four)
+	unfit[0].State = Unhealthy
+	for _, tt := range []struct {
+		name    string
+		devices []Device
+		line    []Waiter
+		want    string
+	}{
+		{"nobody waits", four, nil, ""},
+		{"for a GPU", four, []Waiter{waiter("x", 1, 0, 0)}, "a b"},
+		{"for several", four, []Waiter{waiter("x", 3, 0, 0)}, "a b"},
+		{"for more than there are now", four, []Waiter{waiter("x", 4, 0, 0)}, ""},
+		{"for an instance", four, []Waiter{instance}, "mig"},
+		{"one of each", four, []Waiter{waiter("x", 1, 0, 0), instance}, "a b mig"},
+		{"a GPU that would not be lent", unfit, []Waiter{waiter("x", 1, 0, 0)}, "b"},
+		{"and is not enough without it", unfit, []Waiter{waiter("x", 3, 0, 0)}, ""},
+		{"held back by what they have elsewhere", four, []Waiter{of("b", 2, waiter("x", 1, 0, 0))}, "b"},
+		{"held back for good", four, []Waiter{of("b", 1, waiter("x", 2, 0, 0))}, ""},
+		{"one of the line is not held back", four, []Waiter{of("b", 2, waiter("x", 1, 0, 0)), waiter("y", 1, 0, 0)}, "a b"},
+		{"unknown devices", nil, []Waiter{waiter("x", 1, 0, 0)}, ""},
+	} {
+		got := strings.Join(slices.Sorted(maps.Keys(Wanted(tt.line, tt.devices, held))), " ")
+		if got != tt.want {
+			t.Errorf("%s: wanted of %q; want %q", tt.name, got, tt.want)
+		}
 	}
 }
 
