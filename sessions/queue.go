@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -295,13 +296,13 @@ type Place struct {
 
 // Line returns who waits for GPUs, in their order now.
 func (m *Manager) Line(ctx context.Context) ([]Place, error) {
-	places, _, err := m.line(ctx)
-	return places, err
+	line, f, err := m.line(ctx)
+	return places(line, f), err
 }
 
 // line returns who waits, and what their turn hangs on.
-func (m *Manager) line(ctx context.Context) (places []Place, f gpu.Forecast, err error) {
-	line, err := m.Ledger.Line(ctx)
+func (m *Manager) line(ctx context.Context) (line []gpu.Waiter, f gpu.Forecast, err error) {
+	line, err = m.Ledger.Line(ctx)
 	if err != nil || len(line) == 0 {
 		return nil, f, explainDB(err)
 	}
@@ -318,13 +319,18 @@ func (m *Manager) line(ctx context.Context) (places []Place, f gpu.Forecast, err
 			f.Latest[l.Session] = at
 		}
 	}
+	return line, f, nil
+}
+
+func places(line []gpu.Waiter, f gpu.Forecast) []Place {
 	turns := f.For(line)
+	places := make([]Place, len(line))
 	for i, w := range line {
-		places = append(places, Place{
+		places[i] = Place{
 			Place: i + 1, Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], session: w.Session,
-		})
+		}
 	}
-	return places, f, nil
+	return places
 }
 
 // Ends returns when a session ends at the latest; zero is that nobody knows.
@@ -339,10 +345,12 @@ func (m *Manager) Ends(session string) (at time.Time) {
 
 // tellLine tells everybody in line where they are.
 func (m *Manager) tellLine() error {
-	places, f, err := m.line(m.ctx)
+	line, f, err := m.line(m.ctx)
 	if err != nil {
 		return err
 	}
+	m.contend(line, f)
+	places := places(line, f)
 	for _, p := range places {
 		m.mu.Lock()
 		s := m.lives[p.session]
@@ -353,6 +361,35 @@ func (m *Manager) tellLine() error {
 		}
 	}
 	return nil
+}
+
+// contend notes whose end could help those in line, which halves their idle
+// timeouts. While nobody can see the GPUs it stays as it was.
+func (m *Manager) contend(line []gpu.Waiter, f gpu.Forecast) {
+	if len(line) > 0 && len(f.Devices) == 0 {
+		return
+	}
+	wanted := gpu.Wanted(line, f.Devices, f.Held)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !maps.Equal(wanted, m.wanted) {
+		m.wanted = wanted
+		m.lookAtClocks()
+	}
+}
+
+// contended reports whether somebody waits in line for what s holds. The caller
+// holds m.mu.
+func (s *life) contended() bool {
+	if !s.m.wanted[s.id] {
+		return false
+	}
+	for _, other := range s.m.lives {
+		if other.state == Launching && other.line != nil {
+			return true
+		}
+	}
+	return false // they have gone since the last look at the line
 }
 
 // describe says where p is in a line of n, who holds what it waits for, and

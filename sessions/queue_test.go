@@ -336,6 +336,47 @@ func TestLineAfterCrash(t *testing.T) {
 	})
 }
 
+// Whose end would bring nobody in line nearer to a GPU keeps their whole idle time.
+func TestContended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		parent := gpu.Device{Index: 1, UUID: "GPU-1", MIG: true}
+		instance := gpu.Device{Index: 1, UUID: "MIG-0", Profile: "1g.10gb", Parent: "GPU-1", Slices: 1, SlicesOf: 7, Simulated: true}
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true}, parent, instance})
+		whole, none, part := w.project("alice", "whole", 1), w.project("bob", "none", 0), w.project("carol", "part", 1)
+		part.Once = &gpu.Want{Count: 1, Profile: "1g.10gb"}
+		for _, p := range []sessions.Project{whole, none, part} {
+			w.attach(p).Detach()
+		}
+		retires := func(when string, p sessions.Project, want string) {
+			t.Helper()
+			if s := w.session(p); s.RetireWhy != want {
+				t.Errorf("%s: %s retires for %q; want %q", when, p.Ref, s.RetireWhy, want)
+			}
+		}
+		waits := w.login(w.project("dora", "thesis", 1))
+		waits.tells(t, "alone", "queued place 1 of 1")
+		const others = ", while others wait for a GPU"
+		retires("dora waits", whole, "idle 15m"+others)
+		retires("dora waits", none, "idle 30m")
+		retires("dora waits", part, "idle 30m")
+
+		w.gpus.fail(errors.New("NVML does not answer"))
+		time.Sleep(time.Minute)
+		retires("nobody knows what could be lent", whole, "idle 15m"+others)
+		w.gpus.fail(nil)
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true, State: gpu.Unhealthy}, parent, instance})
+		time.Sleep(10 * time.Second)
+		retires("its GPU will not be lent", whole, "idle 30m")
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true}, parent, instance})
+		time.Sleep(10 * time.Second)
+		retires("it will again", whole, "idle 15m"+others)
+		waits.leave()
+		synctest.Wait()
+		retires("dora has gone", whole, "idle 30m")
+	})
+}
+
 // A commit that looked as if it had failed has served somebody all the same: they
 // are found out about and told.
 func TestServedInDoubt(t *testing.T) {

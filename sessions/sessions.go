@@ -148,6 +148,7 @@ type Manager struct {
 	unready error            // why nothing may be launched now, or nil
 	drain   *Drain           // why nothing shall be launched, or nil
 	doubt   bool             // whether somebody may have been served without being told
+	wanted  map[string]bool  // sessions whose end could help who waits in line
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life
