@@ -285,6 +285,7 @@ func (m *Manager) settleDoubt() error {
 // A Place is somebody's in the line.
 type Place struct {
 	Place    int    // from 1
+	Of       int    // how many wait
 	Holder   string // whom it counts for
 	Project  string // as they call it
 	Want     gpu.Want
@@ -293,6 +294,9 @@ type Place struct {
 
 	session string
 }
+
+// String says where p is: "place 2 of 3".
+func (p Place) String() string { return fmt.Sprintf("place %d of %d", p.Place, p.Of) }
 
 // Line returns who waits for GPUs, in their order now.
 func (m *Manager) Line(ctx context.Context) ([]Place, error) {
@@ -327,7 +331,7 @@ func places(line []gpu.Waiter, f gpu.Forecast) []Place {
 	places := make([]Place, len(line))
 	for i, w := range line {
 		places[i] = Place{
-			Place: i + 1, Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], session: w.Session,
+			Place: i + 1, Of: len(line), Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], session: w.Session,
 		}
 	}
 	return places
@@ -350,14 +354,13 @@ func (m *Manager) tellLine() error {
 		return err
 	}
 	m.contend(line, f)
-	places := places(line, f)
-	for _, p := range places {
+	for _, p := range places(line, f) {
 		m.mu.Lock()
 		s := m.lives[p.session]
 		waits := s != nil && s.line != nil
 		m.mu.Unlock()
 		if waits {
-			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(len(places), f)})
+			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(f)})
 		}
 	}
 	return nil
@@ -392,11 +395,10 @@ func (s *life) contended() bool {
 	return false // they have gone since the last look at the line
 }
 
-// describe says where p is in a line of n, who holds what it waits for, and
-// until when, and what cannot be lent: "place 2 of 3, about 25 min; GPU 0 alice until
+// describe says where p is in the line, who holds what it waits for, and until when, and what cannot be lent: "place 2 of 3, about 25 min; GPU 0 alice until
 // 14:05 UTC at the latest; GPU 1 is unhealthy".
-func (p Place) describe(n int, f gpu.Forecast) string {
-	text := fmt.Sprintf("place %d of %d", p.Place, n)
+func (p Place) describe(f gpu.Forecast) string {
+	text := p.String()
 	if left := p.Expected.Sub(f.Now); !p.Expected.IsZero() {
 		text += ", " + about(left)
 	}

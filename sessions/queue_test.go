@@ -99,6 +99,10 @@ func TestLine(t *testing.T) {
 		if all, err := w.Sessions(t.Context(), true); err != nil || len(all) != 1 {
 			t.Errorf("sessions %+v, %v; want none of those who wait", all, err)
 		}
+		waiting, err := w.Waiting(t.Context())
+		if err != nil || len(waiting) != 2 || waiting[1].Project != bob.Ref || waiting[1].State != sessions.Waiting || waiting[1].Connections != 1 || waiting[1].Place.Place != 2 {
+			t.Errorf("waiting %+v, %v", waiting, err)
+		}
 		one := w.project("holder", "small", 1)
 		if err := w.Retire(t.Context(), holds.Ref, "holder", "retired by holder"); err != nil {
 			t.Fatal(err)
