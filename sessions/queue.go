@@ -31,8 +31,6 @@ type wait struct {
 	project Project
 	want    gpu.Want
 	come    chan struct{} // closed once it has them
-	without chan struct{} // closed once somebody has decided to go on without
-	skipped bool          // whether without is closed
 }
 
 // errNobodyWaits is why a launch leaves the line that nobody waits for.
@@ -60,7 +58,7 @@ func atMost(w gpu.Want, limit float64) gpu.Want {
 func (m *Manager) joinLine(s *life, made plan) *wait {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.line = &wait{since: time.Now(), project: made.project, want: made.want, come: make(chan struct{}), without: make(chan struct{})}
+	s.line = &wait{since: time.Now(), project: made.project, want: made.want, come: make(chan struct{})}
 	switch {
 	case len(s.waiting) == 0: // all have gone meanwhile
 		s.state = Retiring
@@ -79,7 +77,7 @@ func (m *Manager) stand(ctx context.Context, s *life, line *wait) (got bool, err
 	select {
 	case <-line.come:
 		return true, nil
-	case <-line.without:
+	case <-s.without:
 	case <-ctx.Done():
 	}
 	var was bool
@@ -117,12 +115,19 @@ func (m *Manager) GoOnWithout(p Project) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.bySlot[slot{p.ID, false, p.ReadOnly}]
-	if s == nil || s.line == nil || s.line.skipped {
+	return s != nil && s.line != nil && s.goOnWithout()
+}
+
+// goOnWithout has s, which is being launched, not wait in line, now or when it
+// comes to that. It reports false if that was said before. The caller holds m.mu.
+func (s *life) goOnWithout() bool {
+	select {
+	case <-s.without:
 		return false
+	default:
+		close(s.without)
+		return true
 	}
-	s.line.skipped = true
-	close(s.line.without)
-	return true
 }
 
 // admit makes the row of a session whose turn it is, if it may still be

@@ -218,6 +218,33 @@ func TestGoOnWithoutGPU(t *testing.T) {
 	})
 }
 
+// A login that asks for no GPU does not wait for one, and those who did for their
+// project go on with it.
+func TestAskForNoGPUInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		p := w.project("alice", "thesis", 1)
+		none := p
+		none.Once = &gpu.Want{}
+		first := w.login(p)
+		first.tells(t, "alone", "queued place 1 of 1")
+		second := w.login(none)
+		first.tells(t, "one asks for none", "no GPU")
+		second.tells(t, "asks for none", "no GPU")
+
+		// Both at once: it is not in line yet when the other comes.
+		other := w.project("bob", "art", 1)
+		none = other
+		none.Once = &gpu.Want{}
+		both := make(chan error, 2)
+		for _, p := range []sessions.Project{other, none} {
+			go func() { _, err := w.Attach(t.Context(), p, nil); both <- err }()
+		}
+		must(t, <-both)
+		must(t, <-both)
+	})
+}
+
 func TestDrainEndsTheLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, holds := full(t)
