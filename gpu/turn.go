@@ -128,7 +128,7 @@ func Wanted(line []Waiter, devices []Device, held []Lease) map[string]bool {
 // when its owner holds that many GPUs.
 func (w Waiter) may(there []Device, holds float64) bool {
 	fits := w.Want.of(there)
-	return len(fits) >= w.Want.Count && holds+float64(w.Want.Count)*fits[0].share() <= w.Limit+tiny
+	return len(fits) >= w.Want.Count && w.over(fits[0], holds) == nil
 }
 
 // without returns the devices that are not among those taken.

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
@@ -266,7 +264,7 @@ func (m *Manager) settleDoubt() error {
 	if !doubt {
 		return nil
 	}
-	known := m.known(m.ctx)
+	devices, _ := m.devices(m.ctx) // for people to read
 	for s := range m.inLine() {
 		leases, err := m.Ledger.Of(m.ctx, s.id)
 		if err != nil {
@@ -277,7 +275,7 @@ func (m *Manager) settleDoubt() error {
 		}
 		grant := gpu.Grant{Session: s.id}
 		for _, l := range leases {
-			grant.Devices = append(grant.Devices, lentAs(l, known))
+			grant.Devices = append(grant.Devices, lentAs(l, devices))
 		}
 		m.served([]gpu.Grant{grant})
 	}
@@ -287,72 +285,7 @@ func (m *Manager) settleDoubt() error {
 	return nil
 }
 
-// A Place is somebody's in the line.
-type Place struct {
-	Place    int    // from 1
-	Of       int    // how many wait
-	Holder   string // whom it counts for
-	Project  string // as they call it
-	Want     gpu.Want
-	Since    time.Time
-	Expected time.Time // when its turn should come; zero is that nobody knows
-
-	session string
-}
-
-// String says where p is: "place 2 of 3".
-func (p Place) String() string { return fmt.Sprintf("place %d of %d", p.Place, p.Of) }
-
-// Line returns who waits for GPUs, in their order now.
-func (m *Manager) Line(ctx context.Context) ([]Place, error) {
-	line, f, err := m.line(ctx)
-	return places(line, f), err
-}
-
-// line returns who waits, and what their turn hangs on.
-func (m *Manager) line(ctx context.Context) (line []gpu.Waiter, f gpu.Forecast, err error) {
-	line, err = m.Ledger.Line(ctx)
-	if err != nil || len(line) == 0 {
-		return nil, f, explainDB(err)
-	}
-	f = gpu.Forecast{Now: time.Now(), Latest: map[string]time.Time{}}
-	if f.Held, err = m.Ledger.Leases(ctx); err != nil {
-		return nil, f, explainDB(err)
-	}
-	if f.Spells, err = m.Ledger.Spells(ctx); err != nil {
-		return nil, f, explainDB(err)
-	}
-	f.Devices, _ = m.devices(ctx) // without them, nothing is to be expected
-	for _, l := range f.Held {
-		if at := m.Ends(l.Session); !at.IsZero() {
-			f.Latest[l.Session] = at
-		}
-	}
-	return line, f, nil
-}
-
-func places(line []gpu.Waiter, f gpu.Forecast) []Place {
-	turns := f.For(line)
-	places := make([]Place, len(line))
-	for i, w := range line {
-		places[i] = Place{
-			Place: i + 1, Of: len(line), Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], session: w.Session,
-		}
-	}
-	return places
-}
-
-// Ends returns when a session ends at the latest; zero is that nobody knows.
-func (m *Manager) Ends(session string) (at time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if s := m.lives[session]; s != nil {
-		at, _ = s.deadline()
-	}
-	return at
-}
-
-// tellLine tells everybody in line where they are.
+// tellLine tells everybody in line where they are, or that it leads nowhere.
 func (m *Manager) tellLine() error {
 	line, f, err := m.line(m.ctx)
 	if err != nil {
@@ -362,9 +295,16 @@ func (m *Manager) tellLine() error {
 	for _, p := range places(line, f) {
 		m.mu.Lock()
 		s := m.lives[p.session]
-		waits := s != nil && s.line != nil
+		var waits *wait
+		if s != nil {
+			waits = s.line
+		}
 		m.mu.Unlock()
-		if waits {
+		switch {
+		case waits == nil:
+		case p.Over != nil && p.Over.Forever(): // a reload has lowered it
+			s.cancel(explainOver(p.Over, plan{project: waits.project, want: p.Want}, nil, nil))
+		default:
 			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(f)})
 		}
 	}
@@ -398,64 +338,4 @@ func (s *life) contended() bool {
 		}
 	}
 	return false // they have gone since the last look at the line
-}
-
-// describe says where p is in the line, who holds what it waits for, and until when, and what cannot be lent: "place 2 of 3, about 25 min; GPU 0 alice until
-// 14:05 UTC at the latest; GPU 1 is unhealthy".
-func (p Place) describe(f gpu.Forecast) string {
-	text := p.String()
-	if left := p.Expected.Sub(f.Now); !p.Expected.IsZero() {
-		text += ", " + about(left)
-	}
-	var holders, held []string
-	labels := map[string][]string{}
-	for _, l := range f.Held {
-		i := slices.IndexFunc(f.Devices, func(d gpu.Device) bool { return d.UUID == l.GPU })
-		if i < 0 || !p.Want.Takes(f.Devices[i]) {
-			continue
-		}
-		if labels[l.Session] == nil {
-			one := " " + l.Owner
-			if at := f.Latest[l.Session]; !at.IsZero() {
-				one += " until " + clock(at, f.Now)
-			}
-			holders, held = append(holders, l.Session), append(held, one)
-		}
-		labels[l.Session] = append(labels[l.Session], f.Devices[i].Label())
-	}
-	for i, session := range holders {
-		held[i] = "GPU " + strings.Join(labels[session], ", ") + held[i]
-	}
-	if len(held) > 0 {
-		text += "; " + strings.Join(held, "; ")
-		if len(f.Latest) > 0 {
-			text += " UTC at the latest"
-		}
-	}
-	for _, d := range f.Devices {
-		lent := slices.ContainsFunc(f.Held, func(l gpu.Lease) bool { return l.GPU == d.UUID })
-		if d.State != gpu.Fit && !lent && p.Want.Takes(d) { // why may be somebody's own affair
-			text += fmt.Sprintf("; GPU %s is %s", d.Label(), d.State)
-		}
-	}
-	return text
-}
-
-// about says how long something is going to take.
-func about(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return "about a minute"
-	case d < 90*time.Minute:
-		return fmt.Sprintf("about %d min", int(d.Round(time.Minute).Minutes()))
-	}
-	return fmt.Sprintf("about %d h", int(d.Round(time.Hour).Hours()))
-}
-
-// clock is a time of day in UTC, with the day unless it is within one.
-func clock(at, now time.Time) string {
-	if at.Sub(now) < 20*time.Hour {
-		return at.UTC().Format("15:04")
-	}
-	return at.UTC().Format("Mon 15:04")
 }

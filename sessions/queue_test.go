@@ -276,10 +276,59 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 		w.gpus.set(append(devices, gpu.Device{Index: 5, UUID: "GPU-5"}))
 		time.Sleep(10 * time.Second)
 		one.tells(t, "a device is fit again", "GPU 4")
-		two.tells(t, "over their limit", "queued place 1 of 1")
+		two.tells(t, "over their limit", "queued place 1 of 1; alice may use 1 GPU at once: one holds GPU 4 since 00:01 UTC")
+		if places, err := w.Line(t.Context()); err != nil || places[0].Over == nil || !places[0].Expected.IsZero() {
+			t.Errorf("line %+v, %v; want it held back", places, err)
+		}
 		w.reload("alice", config.Overlay{GPUs: new(2.0)})
 		time.Sleep(10 * time.Second)
 		two.tells(t, "the limit is higher", "GPU 5")
+	})
+}
+
+// Who waits is told when a reload has made it useless, and what there is too little
+// of now.
+func TestLineThatLeadsNowhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		wide := w.login(w.project("alice", "wide", 3))
+		w.gpus.set(w.gpus.devices[:2])
+		time.Sleep(3 * time.Second)
+		wide.tells(t, "two have vanished", "queued place 1 of 1; GPU 0, 1 holder until Sun 00:00 UTC at the latest; this machine has 2 GPUs now")
+		w.reload("alice", config.Overlay{GPUs: new(2.0)})
+		time.Sleep(3 * time.Second)
+		wide.tells(t, "a lower limit", `failed: alice may use 2 GPUs at once, and project "wide" asks for 3 GPUs`)
+		if places, err := w.Line(t.Context()); err != nil || len(places) != 0 {
+			t.Errorf("line %+v, %v; want nobody", places, err)
+		}
+	})
+}
+
+// Who does not wait is told why nothing is free, whatever that is.
+func TestNoneFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		parent := gpu.Device{Index: 1, UUID: "GPU-1", MIG: true}
+		instance := gpu.Device{Index: 1, Instance: 2, UUID: "MIG-0", Profile: "1g.10gb", Parent: "GPU-1", Slices: 1, SlicesOf: 7, Simulated: true}
+		broken := gpu.Device{Index: 0, UUID: "GPU-0", Simulated: true, State: gpu.Unhealthy}
+		w.gpus.set([]gpu.Device{broken, parent, instance})
+		part, p := w.project("carol", "part", 1), w.project("alice", "thesis", 1)
+		part.Once = &gpu.Want{Count: 1, Profile: "1g.10gb"}
+		w.attach(part)
+		_, err := w.AttachNow(t.Context(), p, nil)
+		is(t, err, fault.ExitNoGPU, "no GPU is free: GPU 0 is unhealthy")
+		if say := fault.For(err).Say; strings.Contains(say, "carol") {
+			t.Errorf("told of another kind: %q", say)
+		}
+		small := w.project("alice", "small", 1)
+		small.Once = part.Once
+		_, err = w.AttachNow(t.Context(), small, nil)
+		is(t, err, fault.ExitNoGPU, "a 1g.10gb instance wanted, which is not free: GPU 1:2 is held by carol since 00:00 UTC")
+		broken.State = gpu.Fit
+		w.gpus.set([]gpu.Device{broken, parent, instance})
+		w.attach(p)
+		_, err = w.Attach(t.Context(), small, nil)
+		is(t, err, fault.ExitDenied, "alice may use 1 GPU at once: thesis holds GPU 0 since 00:00 UTC")
 	})
 }
 

@@ -69,8 +69,29 @@ func TestQueue(t *testing.T) {
 	if err := json.Unmarshal([]byte(ok(t, b, alice, "queue --json")), &rows); err != nil || len(rows) != 2 {
 		t.Fatalf("%+v, %v", rows, err)
 	}
-	if p := rows[1]; p.Place != 2 || p.User != "bob" || p.Project != "" || p.GPUs != "1" || p.Since == nil || p.Expected == nil {
+	if p := rows[1]; p.AtLimit || p.Place != 2 || p.User != "bob" || p.Project != "" || p.GPUs != "1" || p.Since == nil || p.Expected == nil {
 		t.Errorf("%+v", p)
+	}
+}
+
+// Who has come to their own limit meanwhile is shown as that.
+func TestQueueAtLimit(t *testing.T) {
+	b := backend(t)
+	for _, line := range []string{"project create one --owner bob", "project create two --owner bob", "project create last --owner carol"} {
+		ok(t, b, root, line)
+	}
+	if _, stderr, exit := do(t, b, carol, "project launch last"); exit != 0 {
+		t.Fatalf("the second GPU: %s", stderr)
+	}
+	waits(t, b, "bob", "one")
+	waits(t, b, "bob", "two")
+	ok(t, b, carol, "container retire last")
+	list := ok(t, b, alice, "queue")
+	if !regexp.MustCompile(`(?m)^1 +bob +- +1 .*UTC +at their limit$`).MatchString(list) {
+		t.Errorf("the line is\n%s", list)
+	}
+	if list := ok(t, b, alice, "queue --json"); !strings.Contains(list, `"at_limit": true`) {
+		t.Errorf("the line is %s", list)
 	}
 }
 
