@@ -220,6 +220,10 @@ func (m *Manager) moveLine() error {
 	accounts := map[string]Account{} // as they are now: a reload may have changed them
 	for s, line := range m.inLine() {
 		account, err := m.Account(m.ctx, line.project.holder())
+		if f, ok := errors.AsType[*fault.Error](err); ok { // they are no user any more
+			s.cancel(f)
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -286,6 +286,26 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 	})
 }
 
+// Somebody who is no user any more does not hold up those who wait with them.
+func TestGoneFromLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		w.user("rita")
+		reads := w.share(w.project("alice", "thesis", 1), "rita", true)
+		gone := w.login(reads)
+		time.Sleep(time.Minute)
+		waits := w.login(w.project("bob", "art", 1))
+		waits.tells(t, "before", "queued place 2 of 2")
+		if _, err := w.DB.Exec(`DELETE FROM users WHERE name = 'rita'`); err != nil {
+			t.Fatal(err)
+		}
+		w.gpus.set(append(slices.Clone(w.gpus.devices), gpu.Device{Index: 4, UUID: "GPU-4"}))
+		time.Sleep(5 * time.Second)
+		waits.tells(t, "behind her", "GPU 4")
+		gone.tells(t, "removed", "failed: no user")
+	})
+}
+
 // Who waits is told when a reload has made it useless, and what there is too little
 // of now.
 func TestLineThatLeadsNowhere(t *testing.T) {
