@@ -44,12 +44,15 @@ func TestLineAgainstModel(t *testing.T) {
 			"crash":  m.crash,
 			"vanish": m.vanish,
 			"health": m.health,
+			"allow":  m.allow,
 			"pass": func(rt *rapid.T) {
 				m.clock = m.clock.Add(time.Duration(rapid.IntRange(1, 40).Draw(rt, "minutes")) * time.Minute)
 			},
 		})
 	})
 }
+
+var owners = []string{"alice", "bob", "carol", "dora", "eve"}
 
 type model struct {
 	t       *testing.T
@@ -77,7 +80,7 @@ func (m *model) request(rt *rapid.T) (Request, bool) {
 	m.made++
 	r := Request{
 		Session: fmt.Sprintf("s%d", m.made),
-		Owner:   rapid.SampledFrom([]string{"alice", "bob", "carol", "dora", "eve"}).Draw(rt, "owner"),
+		Owner:   rapid.SampledFrom(owners).Draw(rt, "owner"),
 		Project: rapid.SampledFrom([]string{"one", "two"}).Draw(rt, "project"),
 		Want:    Want{Count: rapid.IntRange(0, 4).Draw(rt, "count")},
 		Limit:   float64(rapid.IntRange(2, 4).Draw(rt, "limit")),
@@ -227,17 +230,18 @@ func some[T any](rt *rapid.T, from map[string]T) string {
 
 func (m *model) leave(rt *rapid.T) {
 	session := some(rt, m.waits)
+	_, waits := m.waits[session]
+	m.goes(session)
 	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
 		was, err := m.l.Leave(m.t.Context(), tx, session)
-		if _, waits := m.waits[session]; err != nil || was != waits {
+		if err != nil || was != waits {
 			rt.Fatalf("leave %s: %v, %v", session, was, err)
 		}
 		return m.l.Serve(m.t.Context(), tx, m.devices, admit)
-	}, session)
+	})
 	if err != nil {
 		rt.Fatal(err)
 	}
-	m.goes(session)
 }
 
 func (m *model) goes(session string) {
@@ -318,6 +322,28 @@ func (m *model) health(rt *rapid.T) {
 	m.devices = slices.Clone(m.devices)
 	m.devices[i].State = rapid.SampledFrom([]State{Fit, Unhealthy, BusyElsewhere, Settling}).Draw(rt, "state")
 	m.serve(rt)
+}
+
+// allow is a reload that changes what somebody may hold, also to less than they
+// wait for.
+func (m *model) allow(rt *rapid.T) {
+	owner := rapid.SampledFrom(owners).Draw(rt, "owner")
+	limit, weight := float64(rapid.IntRange(0, 4).Draw(rt, "limit")), float64(rapid.IntRange(1, 3).Draw(rt, "weight"))
+	for session, w := range m.waits {
+		if w.Owner == owner {
+			w.Limit, w.Weight = limit, weight
+			m.waits[session] = w
+		}
+	}
+	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
+		if err := m.l.Allow(m.t.Context(), tx, owner, limit, weight); err != nil {
+			return nil, err
+		}
+		return m.l.Serve(m.t.Context(), tx, m.devices, admit)
+	})
+	if err != nil {
+		rt.Fatal(err)
+	}
 }
 
 func (m *model) serve(rt *rapid.T) {
