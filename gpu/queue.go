@@ -18,18 +18,26 @@ import (
 // have broken, or the gateway.
 const returnTime = 2 * time.Minute
 
-// join puts r in line. Who comes back in time, with the same request, has their
-// old place.
+// join puts r in line, behind all who are there: the host's clock may have been set
+// back. Who comes back in time, with the same request, has their old place.
 func join(ctx context.Context, tx *sql.Tx, r Request, now time.Time) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE gone > 0 AND gone < ?`, db.Millis(now.Add(-returnTime))); err != nil {
 		return err
+	}
+	var last int64
+	if err := tx.QueryRowContext(ctx, `SELECT ifnull(max(since), 0) FROM waiters WHERE gone = 0`).Scan(&last); err != nil {
+		return err
+	}
+	since := db.Millis(now)
+	if since < last {
+		since = last + 1
 	}
 	_, err := tx.ExecContext(ctx,
 		`INSERT INTO waiters (session, owner, project, count, profile, most, weight, since) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 		 ON CONFLICT (owner, project) DO UPDATE SET session = excluded.session, count = excluded.count, profile = excluded.profile,
 		 most = excluded.most, weight = excluded.weight, gone = 0,
 		 since = iif(count = excluded.count AND profile = excluded.profile AND gone > 0, since, excluded.since)`,
-		r.Session, r.Owner, r.Project, r.Want.Count, r.Want.Profile, r.Limit, r.Weight, db.Millis(now))
+		r.Session, r.Owner, r.Project, r.Want.Count, r.Want.Profile, r.Limit, r.Weight, since)
 	return err
 }
 
