@@ -74,7 +74,7 @@ type Grant struct {
 }
 
 // Admit makes the row of a session that is about to be given its devices, or
-// reports false if it may not be launched after all; then it leaves the line.
+// reports false if it may not be launched after all; then it leaves the line, too.
 // After an error the transaction must be rolled back.
 type Admit func(ctx context.Context, tx *sql.Tx, session string) (ok bool, err error)
 

@@ -34,17 +34,19 @@ func TestLineAgainstModel(t *testing.T) {
 			m.devices = append(m.devices, instances(m.devices[0], "1g.10gb", 1, 2)...)
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"":       m.compare,
-			"ask":    m.ask,
-			"ask 2":  m.ask,
-			"ask 3":  m.ask,
-			"leave":  m.leave,
-			"end":    m.end,
-			"abort":  m.abort,
-			"crash":  m.crash,
-			"vanish": m.vanish,
-			"health": m.health,
-			"allow":  m.allow,
+			"":         m.compare,
+			"ask":      m.ask,
+			"ask 2":    m.ask,
+			"ask 3":    m.ask,
+			"leave":    m.leave,
+			"end":      m.end,
+			"abort":    m.abort,
+			"crash":    m.crash,
+			"vanish":   m.vanish,
+			"health":   m.health,
+			"allow":    m.allow,
+			"arrive":   m.arrive,
+			"arrive 2": m.arrive,
 			"pass": func(rt *rapid.T) {
 				m.clock = m.clock.Add(time.Duration(rapid.IntRange(1, 40).Draw(rt, "minutes")) * time.Minute)
 			},
@@ -147,14 +149,14 @@ func (m *model) do(rt *rapid.T, f func(tx *sql.Tx, admit Admit) ([]Grant, error)
 		return err
 	}
 	for _, session := range refused {
-		delete(m.waits, session)
+		m.goes(session)
 	}
 	for _, g := range grants {
 		w, ok := m.waits[g.Session]
 		if !ok || len(g.Devices) != w.Want.Count || !w.Want.Takes(g.Devices[0]) {
 			rt.Fatalf("%+v got %+v", w, g)
 		}
-		delete(m.waits, g.Session)
+		m.goes(g.Session) // its launch may fail
 		m.holds[g.Session] = w.Request
 		defer m.nothingKeptIsGiven(rt, w)
 	}
@@ -204,6 +206,13 @@ func (m *model) ask(rt *rapid.T) {
 	default:
 		m.waits[r.Session] = Waiter{Request: r, Since: since}
 	}
+	var line bool // else whoever is served at once has never been in it
+	if err := m.l.db.QueryRow(`SELECT EXISTS (SELECT 1 FROM waiters)`).Scan(&line); err != nil {
+		rt.Fatal(err)
+	}
+	if want == nil && r.Want.Count > 0 {
+		delete(m.left, place(r))
+	}
 	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
 		return m.l.Lend(m.t.Context(), tx, m.devices, r, admit)
 	})
@@ -215,7 +224,7 @@ func (m *model) ask(rt *rapid.T) {
 	if !same {
 		rt.Fatalf("%+v: %v; want %v", r, err, want)
 	}
-	if want == nil && r.Want.Count > 0 {
+	if !line {
 		delete(m.left, place(r))
 	}
 }
@@ -249,6 +258,16 @@ func (m *model) goes(session string) {
 		m.left[place(w.Request)] = leaver{w, m.clock}
 		delete(m.waits, session)
 	}
+}
+
+// arrive is a launch that has worked.
+func (m *model) arrive(rt *rapid.T) {
+	session := some(rt, m.holds)
+	err := db.InTx(m.t.Context(), m.l.db, func(tx *sql.Tx) error { return m.l.Arrived(m.t.Context(), tx, session) })
+	if err != nil {
+		rt.Fatal(err)
+	}
+	delete(m.left, place(m.holds[session]))
 }
 
 // end is the end of a session: what it held is the next one's, or of the one

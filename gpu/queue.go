@@ -15,7 +15,7 @@ import (
 // own yet, and none if it never gets anything.
 
 // returnTime is how long a place is kept for who has left it: a connection may
-// have broken, or the gateway.
+// have broken, or the gateway, or the launch that they waited for.
 const returnTime = 2 * time.Minute
 
 // join puts r in line, behind all who are there: the host's clock may have been set
@@ -70,7 +70,7 @@ func (l *Ledger) serve(ctx context.Context, tx *sql.Tx, devices []Device, admit 
 		if len(chosen) == 0 {
 			return grants, nil
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE session = ?`, w.Session); err != nil {
+		if _, err := tx.ExecContext(ctx, `UPDATE waiters SET gone = ? WHERE session = ?`, db.Millis(now), w.Session); err != nil {
 			return nil, err
 		}
 		granted, err := l.grant(ctx, tx, w, chosen, admit)
@@ -90,6 +90,15 @@ func (l *Ledger) Leave(ctx context.Context, tx *sql.Tx, session string) (was boo
 	}
 	n, err := res.RowsAffected()
 	return n > 0, err
+}
+
+// Arrived gives up the place that session had in line, now that it is launched: until
+// then it is kept as if session had left, for a launch may fail.
+func (l *Ledger) Arrived(ctx context.Context, tx *sql.Tx, session string) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE session = ?`, session); err != nil {
+		return fmt.Errorf("give up the place of session %s: %w", session, err)
+	}
+	return nil
 }
 
 // Disperse takes everybody out of the line: with the gateway that they came to

@@ -286,6 +286,48 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 	})
 }
 
+// Whose launch fails when it is their turn at last can try again from their old
+// place; whose session has run begins at the end of the line.
+func TestPlaceAfterFailedLaunch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.gpus.set(w.gpus.devices[:1])
+		holds := w.project("holder", "one", 1)
+		w.attach(holds)
+		alice, bob := w.project("alice", "thesis", 1), w.project("bob", "art", 1)
+		first := w.login(alice)
+		time.Sleep(time.Minute)
+		second := w.login(bob)
+		waiting, err := w.Waiting(t.Context())
+		must(t, err)
+		w.fake.SetHook(func(_ context.Context, id string, step sessions.StepName) error {
+			if id == waiting[0].ID && step == sessions.StepCreating {
+				return errors.New("disk full")
+			}
+			return nil
+		})
+		must(t, w.Retire(t.Context(), holds.Ref, "holder", "retired by holder"))
+		synctest.Wait()
+		first.tells(t, "it does not start", "failed")
+		second.tells(t, "it is theirs then", "GPU 0")
+		third := w.login(w.project("carol", "speech", 1))
+		time.Sleep(10 * time.Second)
+		again := w.login(alice)
+		again.tells(t, "back", "queued place 1 of 2")
+		third.tells(t, "behind", "queued place 2 of 2")
+
+		must(t, w.Retire(t.Context(), bob.Ref, "bob", "retired by bob"))
+		synctest.Wait()
+		again.tells(t, "served", "GPU 0")
+		must(t, w.Retire(t.Context(), alice.Ref, "alice", "retired by alice"))
+		synctest.Wait()
+		third.tells(t, "next", "GPU 0")
+		w.login(w.project("dora", "speech", 1))
+		time.Sleep(time.Second)
+		w.login(alice).tells(t, "has had one", "queued place 2 of 2")
+	})
+}
+
 // Somebody who is no user any more does not hold up those who wait with them.
 func TestGoneFromLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
