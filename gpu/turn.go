@@ -77,7 +77,7 @@ func used(lent, back, now time.Time) time.Duration {
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
 	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
 	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
-		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID || l.GPU == d.Whole() })
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.covers(d, devices) })
 	})
 	shares := sharesOf(held)
 	for _, w := range line {
@@ -92,6 +92,17 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 		}
 	}
 	return Waiter{}, nil
+}
+
+// covers reports whether who holds l has d, or some of it: an admin may partition a
+// GPU that is held, or put one together of which an instance is. That one is not
+// among devices any more, and was part of the GPU with its index.
+func (l Lease) covers(d Device, devices []Device) bool {
+	if l.GPU == d.UUID || l.GPU == d.Whole() {
+		return true
+	}
+	_, there := find(devices, l.GPU)
+	return !there && l.Share < 1 && d.Parent == "" && d.Index == l.Index
 }
 
 // Wanted returns the sessions whose end could bring somebody in line nearer to their

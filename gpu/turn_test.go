@@ -117,20 +117,44 @@ func TestKeptWhileOneSettles(t *testing.T) {
 	}
 }
 
-// A GPU may be partitioned while somebody holds all of it: then its instances are
-// theirs, until they give it back.
+// A GPU may be partitioned while somebody holds all of it, and put together again
+// while somebody holds an instance: it is theirs until they give it back.
 func TestPartitionedWhileHeld(t *testing.T) {
-	two := devices(2)
-	held := []Lease{{Session: "h", Owner: "holder", GPU: two[1].UUID, Share: 1}}
-	two[1].MIG = true
-	two = append(two, instances(two[1], "1g.10gb", 1, 2)...)
+	whole := devices(2)
+	parts := devices(2)
+	parts[1].MIG = true
+	parts = append(parts, instances(parts[1], "1g.10gb", 1, 2)...)
 	small := waiter("small", 1, 0, 0)
 	small.Want.Profile = "1g.10gb"
-	if w, chosen := next([]Waiter{small}, two, held, noon); chosen != nil {
-		t.Errorf("%s got %+v", w.Session, chosen)
-	}
-	if w, _ := next([]Waiter{small}, two, nil, noon); w.Session != "small" {
-		t.Error("given back, and not lent")
+	for _, tt := range []struct {
+		name    string
+		held    Device
+		devices []Device
+		asks    Waiter
+		lent    string // the device that it gets
+		later   string // and once that is given back
+	}{
+		{"partitioned", whole[1], parts, small, "", "1:0"},
+		{"put together", parts[3], whole, waiter("two", 2, 0, 0), "", "0"},
+		{"put together, and another is free", parts[3], whole, waiter("one", 1, 0, 0), "0", "0"},
+		{"an instance beside one that is held", parts[3], parts, small, "1:0", "1:0"},
+		{"an instance is gone", Device{Index: 1, UUID: "MIG-gone", Slices: 1, SlicesOf: 7}, parts, small, "1:0", "1:0"},
+		{"a GPU is gone", Device{Index: 1, UUID: "GPU-gone"}, whole, waiter("two", 2, 0, 0), "0", "0"},
+	} {
+		lease := Lease{Session: "h", Owner: "holder", GPU: tt.held.UUID, Index: tt.held.Index, Share: tt.held.share()}
+		for when, want := range map[string]string{"held": tt.lent, "given back": tt.later} {
+			var held []Lease
+			if when == "held" {
+				held = []Lease{lease}
+			}
+			got := ""
+			if _, chosen := next([]Waiter{tt.asks}, tt.devices, held, noon); chosen != nil {
+				got = chosen[0].Label()
+			}
+			if got != want {
+				t.Errorf("%s, %s: lent %q; want %q", tt.name, when, got, want)
+			}
+		}
 	}
 }
 
