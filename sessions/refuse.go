@@ -108,7 +108,7 @@ func (m *Manager) errNoneFree(ctx context.Context, p Project) error {
 	case want.Count > 1:
 		say = want.Words() + " wanted, which are not free: "
 	}
-	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project set %s --gpus 0", p.Name, p.Name)),
+	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project launch %s --gpus 0", p.Name, p.Name)),
 		"%s%s", say, strings.Join(why, ", "))
 }
 

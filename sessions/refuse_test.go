@@ -45,7 +45,7 @@ func TestNoLine(t *testing.T) {
 		_, err := w.Attach(t.Context(), w.project("holder", "more", 1), nil)
 		is(t, err, fault.ExitDenied, "holder may use 4 GPUs at once", "container retire big")
 		_, err = w.AttachNow(t.Context(), w.project("alice", "thesis", 1), nil)
-		is(t, err, fault.ExitNoGPU, "no GPU is free: GPU 0 is held by holder since", "project launch thesis --wait")
+		is(t, err, fault.ExitNoGPU, "no GPU is free: GPU 0 is held by holder since", "project launch thesis --wait", "project launch thesis --gpus 0")
 		once := w.project("alice", "wide", 1)
 		for _, tt := range []struct {
 			want  gpu.Want
