@@ -157,7 +157,9 @@ func TestShownInLine(t *testing.T) {
 			}()
 			synctest.Wait()
 			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 2 of 2; GPU 0 alice"})
-			ch.typed <- []byte("ls\n") // is for nobody
+			for _, typed := range []string{"ls\n", "cd\n", "\x1b[C", "\x1b[?62;22c"} { // words, an arrow, a terminal's answer
+				ch.typed <- []byte(typed) // is for nobody, and is no c
+			}
 			time.Sleep(500 * time.Millisecond)
 			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 1 of 2; GPU 0 alice"})
 			if c.exit != 0 {

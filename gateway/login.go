@@ -221,7 +221,7 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 			case strings.IndexByte(string(b), ctrlC) >= 0:
 				return nil, leftEarly(p, queued)
 			case queued: // keys are for the line, not for a shell that may be hours away
-				if strings.ContainsAny(string(b), "cC") {
+				if strings.Trim(string(b), "cC") == "" { // and not a key that sends a c: an arrow is ESC [ C
 					ch.conn.s.Sessions.GoOnWithout(p)
 				}
 			default:

@@ -27,11 +27,14 @@ func (f Forecast) For(line []Waiter) []time.Time {
 		ready[l.GPU] = f.ends(l)
 	}
 	for _, d := range f.Devices {
-		if d.State != Fit && d.State != Settling { // that will be over soon
+		if !d.soon() {
 			ready[d.UUID] = time.Time{}
 		}
 	}
 	for i, w := range line {
+		if f.Over(w) != nil { // it is passed over until a session of its owner's ends
+			continue
+		}
 		var fits []Device
 		for _, d := range f.Devices {
 			if w.Want.Takes(d) && !ready[d.UUID].IsZero() {
@@ -52,6 +55,15 @@ func (f Forecast) For(line []Waiter) []time.Time {
 		}
 	}
 	return turn
+}
+
+// Over says how far w's owner would be over their own limit if it were served now,
+// which is what it waits for then; nil if they would not be.
+func (f Forecast) Over(w Waiter) *OverLimit {
+	if fits := w.Want.of(f.Devices); len(fits) > 0 {
+		return w.over(fits[0], sharesOf(f.Held)[w.Owner])
+	}
+	return nil
 }
 
 // ends returns when a lease should end: when such leases have ended, or at the

@@ -52,6 +52,9 @@ const (
 	Settling      State = "settling"       // the last session has left something behind
 )
 
+// soon reports whether d may be lent now or in a moment.
+func (d Device) soon() bool { return d.State == Fit || d.State == Settling }
+
 // A Closeness says how well two devices reach each other: more is closer.
 type Closeness int
 

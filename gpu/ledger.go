@@ -19,6 +19,9 @@ type OverLimit struct {
 	Asked, Held, Limit float64
 }
 
+// Forever reports whether it is over the limit by itself, whatever else is held.
+func (e *OverLimit) Forever() bool { return e.Asked > e.Limit+tiny }
+
 // Error says how far over.
 func (e *OverLimit) Error() string {
 	return fmt.Sprintf("%.3g GPUs asked for and %.3g held are over the limit of %.3g", e.Asked, e.Held, e.Limit)
@@ -54,6 +57,16 @@ type Request struct {
 	Weight float64 // of Owner in line: with 2, GPU time counts half
 }
 
+// over says how far over its owner's limit r would be, who holds that many GPUs, if
+// it were given devices like d; nil if it would not be.
+func (r Request) over(d Device, holds float64) *OverLimit {
+	asked := float64(r.Want.Count) * d.share()
+	if holds+asked <= r.Limit+tiny {
+		return nil
+	}
+	return &OverLimit{Asked: asked, Held: holds, Limit: r.Limit}
+}
+
 // A Grant is what one session has been given.
 type Grant struct {
 	Session string
@@ -61,7 +74,7 @@ type Grant struct {
 }
 
 // Admit makes the row of a session that is about to be given its devices, or
-// reports false if it may not be launched after all; then it leaves the line.
+// reports false if it may not be launched after all; then it leaves the line, too.
 // After an error the transaction must be rolled back.
 type Admit func(ctx context.Context, tx *sql.Tx, session string) (ok bool, err error)
 
@@ -94,9 +107,8 @@ func (l *Ledger) ask(ctx context.Context, tx *sql.Tx, devices []Device, r Reques
 	if len(fits) < r.Want.Count {
 		return nil, ErrNeverFits
 	}
-	asked := float64(r.Want.Count) * fits[0].share()
-	if owned := sharesOf(held)[r.Owner]; owned+asked > r.Limit+tiny {
-		return nil, &OverLimit{Asked: asked, Held: owned, Limit: r.Limit}
+	if over := r.over(fits[0], sharesOf(held)[r.Owner]); over != nil {
+		return nil, over
 	}
 	var line bool
 	if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM waiters)`).Scan(&line); err != nil {

@@ -105,7 +105,7 @@ func indexes(list []Device) []int {
 func instances(parent Device, profile string, slices, n int) (list []Device) {
 	for i := range n {
 		list = append(list, Device{
-			Index: parent.Index*100 + i, UUID: UUID(fmt.Sprintf("MIG-%d-%s-%d", parent.Index, profile, i)),
+			Index: parent.Index, Instance: i, UUID: UUID(fmt.Sprintf("MIG-%d-%s-%d", parent.Index, profile, i)),
 			Profile: profile, Parent: parent.UUID, Slices: slices, SlicesOf: 7, Simulated: true,
 		})
 	}

@@ -34,22 +34,27 @@ func TestLineAgainstModel(t *testing.T) {
 			m.devices = append(m.devices, instances(m.devices[0], "1g.10gb", 1, 2)...)
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"":       m.compare,
-			"ask":    m.ask,
-			"ask 2":  m.ask,
-			"ask 3":  m.ask,
-			"leave":  m.leave,
-			"end":    m.end,
-			"abort":  m.abort,
-			"crash":  m.crash,
-			"vanish": m.vanish,
-			"health": m.health,
+			"":         m.compare,
+			"ask":      m.ask,
+			"ask 2":    m.ask,
+			"ask 3":    m.ask,
+			"leave":    m.leave,
+			"end":      m.end,
+			"abort":    m.abort,
+			"crash":    m.crash,
+			"vanish":   m.vanish,
+			"health":   m.health,
+			"allow":    m.allow,
+			"arrive":   m.arrive,
+			"arrive 2": m.arrive,
 			"pass": func(rt *rapid.T) {
 				m.clock = m.clock.Add(time.Duration(rapid.IntRange(1, 40).Draw(rt, "minutes")) * time.Minute)
 			},
 		})
 	})
 }
+
+var owners = []string{"alice", "bob", "carol", "dora", "eve"}
 
 type model struct {
 	t       *testing.T
@@ -77,7 +82,7 @@ func (m *model) request(rt *rapid.T) (Request, bool) {
 	m.made++
 	r := Request{
 		Session: fmt.Sprintf("s%d", m.made),
-		Owner:   rapid.SampledFrom([]string{"alice", "bob", "carol", "dora", "eve"}).Draw(rt, "owner"),
+		Owner:   rapid.SampledFrom(owners).Draw(rt, "owner"),
 		Project: rapid.SampledFrom([]string{"one", "two"}).Draw(rt, "project"),
 		Want:    Want{Count: rapid.IntRange(0, 4).Draw(rt, "count")},
 		Limit:   float64(rapid.IntRange(2, 4).Draw(rt, "limit")),
@@ -144,14 +149,14 @@ func (m *model) do(rt *rapid.T, f func(tx *sql.Tx, admit Admit) ([]Grant, error)
 		return err
 	}
 	for _, session := range refused {
-		delete(m.waits, session)
+		m.goes(session)
 	}
 	for _, g := range grants {
 		w, ok := m.waits[g.Session]
 		if !ok || len(g.Devices) != w.Want.Count || !w.Want.Takes(g.Devices[0]) {
 			rt.Fatalf("%+v got %+v", w, g)
 		}
-		delete(m.waits, g.Session)
+		m.goes(g.Session) // its launch may fail
 		m.holds[g.Session] = w.Request
 		defer m.nothingKeptIsGiven(rt, w)
 	}
@@ -168,15 +173,16 @@ func (m *model) nothingKeptIsGiven(rt *rapid.T, to Waiter) {
 	}
 }
 
-// mayHave reports whether w's own limit and what there is allow it to be served.
+// mayHave reports whether w's own limit and what there is, or is in a moment, allow
+// it to be served.
 func (m *model) mayHave(w Waiter) bool {
-	fit := 0
+	there := 0
 	for _, d := range m.devices {
-		if d.State == Fit && w.Want.Takes(d) {
-			fit++
+		if (d.State == Fit || d.State == Settling) && w.Want.Takes(d) {
+			there++
 		}
 	}
-	return w.Want.Count <= fit && m.shares(w.Owner)+m.cost(w.Want) <= w.Limit+tiny
+	return w.Want.Count <= there && m.shares(w.Owner)+m.cost(w.Want) <= w.Limit+tiny
 }
 
 // ask is a login, perhaps of somebody who has left the line a moment ago.
@@ -200,6 +206,13 @@ func (m *model) ask(rt *rapid.T) {
 	default:
 		m.waits[r.Session] = Waiter{Request: r, Since: since}
 	}
+	var line bool // else whoever is served at once has never been in it
+	if err := m.l.db.QueryRow(`SELECT EXISTS (SELECT 1 FROM waiters)`).Scan(&line); err != nil {
+		rt.Fatal(err)
+	}
+	if want == nil && r.Want.Count > 0 {
+		delete(m.left, place(r))
+	}
 	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
 		return m.l.Lend(m.t.Context(), tx, m.devices, r, admit)
 	})
@@ -211,7 +224,7 @@ func (m *model) ask(rt *rapid.T) {
 	if !same {
 		rt.Fatalf("%+v: %v; want %v", r, err, want)
 	}
-	if want == nil && r.Want.Count > 0 {
+	if !line {
 		delete(m.left, place(r))
 	}
 }
@@ -226,17 +239,18 @@ func some[T any](rt *rapid.T, from map[string]T) string {
 
 func (m *model) leave(rt *rapid.T) {
 	session := some(rt, m.waits)
+	_, waits := m.waits[session]
+	m.goes(session)
 	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
 		was, err := m.l.Leave(m.t.Context(), tx, session)
-		if _, waits := m.waits[session]; err != nil || was != waits {
+		if err != nil || was != waits {
 			rt.Fatalf("leave %s: %v, %v", session, was, err)
 		}
 		return m.l.Serve(m.t.Context(), tx, m.devices, admit)
-	}, session)
+	})
 	if err != nil {
 		rt.Fatal(err)
 	}
-	m.goes(session)
 }
 
 func (m *model) goes(session string) {
@@ -244,6 +258,16 @@ func (m *model) goes(session string) {
 		m.left[place(w.Request)] = leaver{w, m.clock}
 		delete(m.waits, session)
 	}
+}
+
+// arrive is a launch that has worked.
+func (m *model) arrive(rt *rapid.T) {
+	session := some(rt, m.holds)
+	err := db.InTx(m.t.Context(), m.l.db, func(tx *sql.Tx) error { return m.l.Arrived(m.t.Context(), tx, session) })
+	if err != nil {
+		rt.Fatal(err)
+	}
+	delete(m.left, place(m.holds[session]))
 }
 
 // end is the end of a session: what it held is the next one's, or of the one
@@ -317,6 +341,28 @@ func (m *model) health(rt *rapid.T) {
 	m.devices = slices.Clone(m.devices)
 	m.devices[i].State = rapid.SampledFrom([]State{Fit, Unhealthy, BusyElsewhere, Settling}).Draw(rt, "state")
 	m.serve(rt)
+}
+
+// allow is a reload that changes what somebody may hold, also to less than they
+// wait for.
+func (m *model) allow(rt *rapid.T) {
+	owner := rapid.SampledFrom(owners).Draw(rt, "owner")
+	limit, weight := float64(rapid.IntRange(0, 4).Draw(rt, "limit")), float64(rapid.IntRange(1, 3).Draw(rt, "weight"))
+	for session, w := range m.waits {
+		if w.Owner == owner {
+			w.Limit, w.Weight = limit, weight
+			m.waits[session] = w
+		}
+	}
+	err := m.do(rt, func(tx *sql.Tx, admit Admit) ([]Grant, error) {
+		if err := m.l.Allow(m.t.Context(), tx, owner, limit, weight); err != nil {
+			return nil, err
+		}
+		return m.l.Serve(m.t.Context(), tx, m.devices, admit)
+	})
+	if err != nil {
+		rt.Fatal(err)
+	}
 }
 
 func (m *model) serve(rt *rapid.T) {

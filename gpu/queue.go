@@ -15,21 +15,29 @@ import (
 // own yet, and none if it never gets anything.
 
 // returnTime is how long a place is kept for who has left it: a connection may
-// have broken, or the gateway.
+// have broken, or the gateway, or the launch that they waited for.
 const returnTime = 2 * time.Minute
 
-// join puts r in line. Who comes back in time, with the same request, has their
-// old place.
+// join puts r in line, behind all who are there: the host's clock may have been set
+// back. Who comes back in time, with the same request, has their old place.
 func join(ctx context.Context, tx *sql.Tx, r Request, now time.Time) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE gone > 0 AND gone < ?`, db.Millis(now.Add(-returnTime))); err != nil {
 		return err
+	}
+	var last int64
+	if err := tx.QueryRowContext(ctx, `SELECT ifnull(max(since), 0) FROM waiters WHERE gone = 0`).Scan(&last); err != nil {
+		return err
+	}
+	since := db.Millis(now)
+	if since < last {
+		since = last + 1
 	}
 	_, err := tx.ExecContext(ctx,
 		`INSERT INTO waiters (session, owner, project, count, profile, most, weight, since) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 		 ON CONFLICT (owner, project) DO UPDATE SET session = excluded.session, count = excluded.count, profile = excluded.profile,
 		 most = excluded.most, weight = excluded.weight, gone = 0,
 		 since = iif(count = excluded.count AND profile = excluded.profile AND gone > 0, since, excluded.since)`,
-		r.Session, r.Owner, r.Project, r.Want.Count, r.Want.Profile, r.Limit, r.Weight, db.Millis(now))
+		r.Session, r.Owner, r.Project, r.Want.Count, r.Want.Profile, r.Limit, r.Weight, since)
 	return err
 }
 
@@ -62,7 +70,7 @@ func (l *Ledger) serve(ctx context.Context, tx *sql.Tx, devices []Device, admit 
 		if len(chosen) == 0 {
 			return grants, nil
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE session = ?`, w.Session); err != nil {
+		if _, err := tx.ExecContext(ctx, `UPDATE waiters SET gone = ? WHERE session = ?`, db.Millis(now), w.Session); err != nil {
 			return nil, err
 		}
 		granted, err := l.grant(ctx, tx, w, chosen, admit)
@@ -82,6 +90,15 @@ func (l *Ledger) Leave(ctx context.Context, tx *sql.Tx, session string) (was boo
 	}
 	n, err := res.RowsAffected()
 	return n > 0, err
+}
+
+// Arrived gives up the place that session had in line, now that it is launched: until
+// then it is kept as if session had left, for a launch may fail.
+func (l *Ledger) Arrived(ctx context.Context, tx *sql.Tx, session string) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM waiters WHERE session = ?`, session); err != nil {
+		return fmt.Errorf("give up the place of session %s: %w", session, err)
+	}
+	return nil
 }
 
 // Disperse takes everybody out of the line: with the gateway that they came to

@@ -56,6 +56,24 @@ func TestFairShare(t *testing.T) {
 	}
 }
 
+// A host's clock that is set back does not put who comes then before who waits.
+func TestClockSetBack(t *testing.T) {
+	l := fresh(t)
+	clock := time.UnixMilli(1e12).UTC()
+	l.now = func() time.Time { return clock }
+	for i, session := range []string{"holds", "zoe", "yan", "xaver"} {
+		if i == 2 {
+			clock = clock.Add(-time.Hour)
+		}
+		if _, err := l.lend(t.Context(), devices(1), Request{Session: session, Owner: session, Project: "p", Want: Want{Count: 1}, Limit: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := l.line(t); !slices.Equal(got, []string{"zoe", "yan", "xaver"}) {
+		t.Errorf("line %v; want them as they came", got)
+	}
+}
+
 // What somebody may hold is what they may hold now, not when they came.
 func TestAllow(t *testing.T) {
 	l := fresh(t)

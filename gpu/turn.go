@@ -75,14 +75,13 @@ func used(lent, back, now time.Time) time.Duration {
 // own limit is passed over and keeps their place. A request that does not fit is
 // passed, unless it is old: then what it could use is kept for it.
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
-	fit := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.State != Fit })
-	free := slices.DeleteFunc(slices.Clone(fit), func(d Device) bool {
-		return d.MIG || slices.ContainsFunc(held, func(l Lease) bool { return l.GPU == d.UUID })
+	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
+	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.covers(d, devices) })
 	})
 	shares := sharesOf(held)
 	for _, w := range line {
-		fits := w.Want.of(fit)
-		if len(fits) < w.Want.Count || shares[w.Owner]+float64(w.Want.Count)*fits[0].share() > w.Limit+tiny {
+		if !w.may(there, shares[w.Owner]) {
 			continue
 		}
 		if chosen := choose(devices, free, w.Want); chosen != nil {
@@ -93,6 +92,54 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 		}
 	}
 	return Waiter{}, nil
+}
+
+// covers reports whether who holds l has d, or some of it: an admin may partition a
+// GPU that is held, or put one together of which an instance is. That one is not
+// among devices any more, and was part of the GPU with its index.
+func (l Lease) covers(d Device, devices []Device) bool {
+	if l.GPU == d.UUID || l.GPU == d.Whole() {
+		return true
+	}
+	_, there := find(devices, l.GPU)
+	return !there && l.Share < 1 && d.Parent == "" && d.Index == l.Index
+}
+
+// Wanted returns the sessions whose end could bring somebody in line nearer to their
+// turn: what they hold could be lent to one who is not held back by a limit of
+// their own, or only by what they hold in that session. To all others the line is
+// nothing. A session that is wanted is true in the map.
+func Wanted(line []Waiter, devices []Device, held []Lease) map[string]bool {
+	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
+	shares := sharesOf(held)
+	given := map[string]float64{} // what the end of a session gives back of them
+	for _, l := range held {
+		given[l.Session] += l.Share
+	}
+	wanted := map[string]bool{}
+	for _, l := range held {
+		d, ok := find(there, l.GPU)
+		if !ok {
+			continue
+		}
+		for _, w := range line {
+			holds := shares[w.Owner]
+			if w.Owner == l.Owner {
+				holds -= given[l.Session]
+			}
+			if w.Want.Takes(d) && w.may(there, holds) {
+				wanted[l.Session] = true
+			}
+		}
+	}
+	return wanted
+}
+
+// may reports whether w could be served by what is there, if nobody held any of it,
+// when its owner holds that many GPUs.
+func (w Waiter) may(there []Device, holds float64) bool {
+	fits := w.Want.of(there)
+	return len(fits) >= w.Want.Count && w.over(fits[0], holds) == nil
 }
 
 // without returns the devices that are not among those taken.

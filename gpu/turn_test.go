@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +100,103 @@ func TestNext(t *testing.T) {
 		w, chosen := next(tt.line, devices(4), held, noon)
 		if got := fmt.Sprint(w.Session, " ", indexes(chosen)); got != tt.want {
 			t.Errorf("%s: %q; want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What is kept for who wants several is kept while one of them is between two
+// sessions, too, or it would be given away each time one comes free.
+func TestKeptWhileOneSettles(t *testing.T) {
+	line := []Waiter{waiter("all", 4, passFor, 0), waiter("one", 1, 0, 0)}
+	for state, want := range map[State]string{Settling: "", Unhealthy: "one", BusyElsewhere: "one"} {
+		four := devices(4)
+		four[2].State = state
+		if w, _ := next(line, four, nil, noon); w.Session != want {
+			t.Errorf("one is %s: it is the turn of %q; want %q", state, w.Session, want)
+		}
+	}
+}
+
+// A GPU may be partitioned while somebody holds all of it, and put together again
+// while somebody holds an instance: it is theirs until they give it back.
+func TestPartitionedWhileHeld(t *testing.T) {
+	whole := devices(2)
+	parts := devices(2)
+	parts[1].MIG = true
+	parts = append(parts, instances(parts[1], "1g.10gb", 1, 2)...)
+	small := waiter("small", 1, 0, 0)
+	small.Want.Profile = "1g.10gb"
+	for _, tt := range []struct {
+		name    string
+		held    Device
+		devices []Device
+		asks    Waiter
+		lent    string // the device that it gets
+		later   string // and once that is given back
+	}{
+		{"partitioned", whole[1], parts, small, "", "1:0"},
+		{"put together", parts[3], whole, waiter("two", 2, 0, 0), "", "0"},
+		{"put together, and another is free", parts[3], whole, waiter("one", 1, 0, 0), "0", "0"},
+		{"an instance beside one that is held", parts[3], parts, small, "1:0", "1:0"},
+		{"an instance is gone", Device{Index: 1, UUID: "MIG-gone", Slices: 1, SlicesOf: 7}, parts, small, "1:0", "1:0"},
+		{"a GPU is gone", Device{Index: 1, UUID: "GPU-gone"}, whole, waiter("two", 2, 0, 0), "0", "0"},
+	} {
+		lease := Lease{Session: "h", Owner: "holder", GPU: tt.held.UUID, Index: tt.held.Index, Share: tt.held.share()}
+		for when, want := range map[string]string{"held": tt.lent, "given back": tt.later} {
+			var held []Lease
+			if when == "held" {
+				held = []Lease{lease}
+			}
+			got := ""
+			if _, chosen := next([]Waiter{tt.asks}, tt.devices, held, noon); chosen != nil {
+				got = chosen[0].Label()
+			}
+			if got != want {
+				t.Errorf("%s, %s: lent %q; want %q", tt.name, when, got, want)
+			}
+		}
+	}
+}
+
+// A session is wanted if its end could bring somebody in line nearer to their turn.
+func TestWanted(t *testing.T) {
+	four := devices(4)
+	four[3].MIG = true
+	four = append(four, instances(four[3], "1g.10gb", 1, 2)...)
+	lease := func(session string, device int) Lease {
+		return Lease{Session: session, Owner: session, GPU: four[device].UUID, Share: four[device].share()}
+	}
+	held := []Lease{lease("a", 0), lease("b", 1), lease("b", 2), lease("mig", 4)}
+	of := func(owner string, limit float64, w Waiter) Waiter {
+		w.Owner, w.Limit = owner, limit
+		return w
+	}
+	instance := waiter("i", 1, 0, 0)
+	instance.Want.Profile = "1g.10gb"
+	unfit := slices.Clone(four)
+	unfit[0].State = Unhealthy
+	for _, tt := range []struct {
+		name    string
+		devices []Device
+		line    []Waiter
+		want    string
+	}{
+		{"nobody waits", four, nil, ""},
+		{"for a GPU", four, []Waiter{waiter("x", 1, 0, 0)}, "a b"},
+		{"for several", four, []Waiter{waiter("x", 3, 0, 0)}, "a b"},
+		{"for more than there are now", four, []Waiter{waiter("x", 4, 0, 0)}, ""},
+		{"for an instance", four, []Waiter{instance}, "mig"},
+		{"one of each", four, []Waiter{waiter("x", 1, 0, 0), instance}, "a b mig"},
+		{"a GPU that would not be lent", unfit, []Waiter{waiter("x", 1, 0, 0)}, "b"},
+		{"and is not enough without it", unfit, []Waiter{waiter("x", 3, 0, 0)}, ""},
+		{"held back by what they have elsewhere", four, []Waiter{of("b", 2, waiter("x", 1, 0, 0))}, "b"},
+		{"held back for good", four, []Waiter{of("b", 1, waiter("x", 2, 0, 0))}, ""},
+		{"one of the line is not held back", four, []Waiter{of("b", 2, waiter("x", 1, 0, 0)), waiter("y", 1, 0, 0)}, "a b"},
+		{"unknown devices", nil, []Waiter{waiter("x", 1, 0, 0)}, ""},
+	} {
+		got := strings.Join(slices.Sorted(maps.Keys(Wanted(tt.line, tt.devices, held))), " ")
+		if got != tt.want {
+			t.Errorf("%s: wanted of %q; want %q", tt.name, got, tt.want)
 		}
 	}
 }

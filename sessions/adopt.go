@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ func (m *Manager) adopt(ctx context.Context, rows []row, found map[string]Found)
 	if err := m.releaseEnded(); err != nil {
 		return err
 	}
-	devices := m.known(ctx)
+	devices, _ := m.devices(ctx) // for people to read; launches will say so
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
@@ -46,7 +47,7 @@ func (m *Manager) adopt(ctx context.Context, rows []row, found map[string]Found)
 	return errors.Join(errs...)
 }
 
-func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.UUID]gpu.Device) error {
+func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices []gpu.Device) error {
 	leases, err := m.Ledger.Of(ctx, r.id)
 	if err != nil {
 		return err
@@ -107,26 +108,11 @@ func (m *Manager) answers(ctx context.Context) error {
 	return err
 }
 
-// known returns what the probe knows of the devices, for people to read.
-func (m *Manager) known(ctx context.Context) map[gpu.UUID]gpu.Device {
-	bounded, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	devices, err := m.Probe.Devices(bounded)
-	if err != nil {
-		return nil // launches will say so
-	}
-	known := map[gpu.UUID]gpu.Device{}
-	for _, d := range devices {
-		known[d.UUID] = d
-	}
-	return known
-}
-
-// lentAs returns the device that l lends, as it is known; of one that the driver
-// does not show now, what it was when it was lent.
-func lentAs(l gpu.Lease, known map[gpu.UUID]gpu.Device) gpu.Device {
-	if d, ok := known[l.GPU]; ok {
-		return d
+// lentAs returns the device that l lends, as it is now; of one that the driver does
+// not show, what it was when it was lent.
+func lentAs(l gpu.Lease, devices []gpu.Device) gpu.Device {
+	if i := slices.IndexFunc(devices, func(d gpu.Device) bool { return d.UUID == l.GPU }); i >= 0 {
+		return devices[i]
 	}
 	return gpu.Device{Index: l.Index, UUID: l.GPU}
 }

@@ -123,6 +123,9 @@ func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
 	if s.state != Launching {
 		return s, nil, nil
 	}
+	if p.Once != nil && p.Once.Count == 0 {
+		s.goOnWithout()
+	}
 	w := &waiter{wake: make(chan struct{}, 1)}
 	s.waiting[w] = struct{}{}
 	if s.step.Name != "" {

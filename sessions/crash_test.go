@@ -12,16 +12,17 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
-// TestCrash kills the gateway at each step of a launch and of an end: from
-// there on neither its database nor its engine does anything for it. The next
+// TestCrash kills the gateway at each step of a launch, in line and not, and of an
+// end: from there on neither its database nor its engine does anything for it. The next
 // one must find or undo what was half done.
 func TestCrash(t *testing.T) {
 	for _, at := range []sessions.StepName{
-		sessions.StepLeased, sessions.StepCreating, sessions.StepCreated, sessions.StepStarted, sessions.StepReady,
+		sessions.StepQueued, sessions.StepLeased, sessions.StepCreating, sessions.StepCreated, sessions.StepStarted, sessions.StepReady,
 		sessions.StepActive, sessions.StepRetiring, sessions.StepStopped,
 	} {
 		t.Run(string(at), func(t *testing.T) {
@@ -31,8 +32,11 @@ func TestCrash(t *testing.T) {
 }
 
 func crashAt(t *testing.T, at sessions.StepName) {
-	w := newWorld(t)
+	w := newWorld(t, func(c *config.Config) { c.Limits.GPUs = 4 })
 	bystander, p := w.project("bob", "bystander", 1), w.project("alice", "thesis", 1)
+	if at == sessions.StepQueued {
+		p = w.project("alice", "wide", 4)
+	}
 	w.attach(bystander).Detach()
 	other := w.session(bystander)
 	synctest.Wait() // its idle state is written
@@ -48,7 +52,9 @@ func crashAt(t *testing.T, at sessions.StepName) {
 		}
 	})
 	time.Sleep(10 * time.Minute)
-	a, err := w.Attach(t.Context(), p, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // nothing else ends a wait in line
+	defer cancel()
+	a, err := w.Attach(ctx, p, nil)
 	if err == nil && !killed.Load() {
 		go func() { _ = w.Retire(context.Background(), p.Ref, "alice", "retired by alice") }()
 		time.Sleep(time.Second)
@@ -66,6 +72,14 @@ func crashAt(t *testing.T, at sessions.StepName) {
 	}
 	s := w.session(p)
 	switch at {
+	case sessions.StepQueued: // there is nothing of it, and nobody holds its place but for a while
+		w.consistent(other.ID)
+		if places, err := w.Line(t.Context()); err != nil || len(places) != 0 || s.ID != "" {
+			t.Errorf("in line when killed: %v, %v, %+v; want nobody", places, err, s)
+		}
+		must(t, w.Retire(t.Context(), bystander.Ref, "bob", "retired by bob"))
+		w.consistent(w.attach(p).Session.ID)
+		return
 	case sessions.StepActive:
 		w.consistent(other.ID, s.ID)
 		if s.State != sessions.Idle || !s.IdleSince.Equal(time.Now()) {

@@ -59,7 +59,13 @@ func (m *Manager) launch(s *life) error {
 	if err != nil {
 		return fmt.Errorf("launch %s: %w", s.project.Ref, err)
 	}
-	if err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error { return storeActive(ctx, tx, s) }); err != nil {
+	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		if err := m.Ledger.Arrived(ctx, tx, s.id); err != nil {
+			return err
+		}
+		return storeActive(ctx, tx, s)
+	})
+	if err != nil {
 		return fmt.Errorf("record launch of %s: %w", s.project.Ref, err)
 	}
 	m.onStep(s, Step{Name: StepActive})

@@ -8,7 +8,7 @@ import (
 
 // A lease outlives a device's index, which a reboot may change, and its being seen.
 func TestLentAs(t *testing.T) {
-	now := map[gpu.UUID]gpu.Device{"GPU-a": {UUID: "GPU-a", Index: 0, Name: "A100"}}
+	now := []gpu.Device{{UUID: "GPU-a", Index: 0, Name: "A100"}}
 	if d := lentAs(gpu.Lease{GPU: "GPU-a", Index: 3}, now); d.Index != 0 || d.Name != "A100" {
 		t.Errorf("a device that was 3 and is 0: %+v", d)
 	}

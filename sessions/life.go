@@ -26,6 +26,7 @@ type life struct {
 
 	launch   context.Context // what its launch runs on
 	cancel   context.CancelCauseFunc
+	without  chan struct{} // closed once somebody has decided to go on without a GPU
 	launched chan struct{} // closed once its container can be used
 	troubled chan struct{} // closed when ending it has not worked at once
 	gone     chan struct{} // closed once its container is gone: Attachment.Ended
@@ -70,6 +71,7 @@ func (m *Manager) newLife(id string, p Project, files bool, state State) *life {
 		files:    files,
 		state:    state,
 		log:      m.Log.With("session", id, "project", p.Ref.String()),
+		without:  make(chan struct{}),
 		launched: make(chan struct{}),
 		troubled: make(chan struct{}),
 		gone:     make(chan struct{}),

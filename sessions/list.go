@@ -7,6 +7,28 @@ import (
 	"github.com/ds01/ds01/gpu"
 )
 
+// Waiting returns what waits in line for GPUs, in its order now, as the sessions that
+// will come of it.
+func (m *Manager) Waiting(ctx context.Context) ([]Session, error) {
+	line, err := m.Line(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []Session
+	for _, p := range line {
+		s := m.lives[p.session]
+		if s == nil || s.line == nil {
+			continue // it has been served since, or has gone
+		}
+		v := s.snapshot()
+		v.State, v.Launched, v.Place = Waiting, time.Time{}, &p
+		all = append(all, v)
+	}
+	return all, nil
+}
+
 // Sessions returns live sessions, oldest first; with ended, also the last
 // day's. Of sessions that an earlier run launched and the engine could not be
 // asked about yet, it returns what the database has.

@@ -51,7 +51,7 @@ type policy struct {
 	worked      time.Time // the end of the last window with work in it
 	computed    time.Time // the same, of its GPUs
 	kept        time.Time // ends for nothing before; zero if nobody keeps it
-	contended   bool      // somebody waits in line for GPUs
+	contended   bool      // somebody waits in line for what it holds
 
 	last     sample
 	lows     [2]float64 // the lowest rates of the last baselineTime and of the one before; negative if there were none

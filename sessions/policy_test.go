@@ -346,7 +346,7 @@ CPU: 1.0 % of a core in the last 30s, baseline 1.0 %: idle
 GPU: the busiest at 2 %: idle
 network: 0B a second: idle
 work: last seen 5m ago: idle
-queue: nobody waits for a GPU: 
+queue: nobody waits for what it holds: 
 `
 	if got.String() != want {
 		t.Errorf("signals:\n%swant\n%s", got.String(), want)

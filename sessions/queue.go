@@ -5,8 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"maps"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
@@ -30,8 +29,6 @@ type wait struct {
 	project Project
 	want    gpu.Want
 	come    chan struct{} // closed once it has them
-	without chan struct{} // closed once somebody has decided to go on without
-	skipped bool          // whether without is closed
 }
 
 // errNobodyWaits is why a launch leaves the line that nobody waits for.
@@ -59,7 +56,7 @@ func atMost(w gpu.Want, limit float64) gpu.Want {
 func (m *Manager) joinLine(s *life, made plan) *wait {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.line = &wait{since: time.Now(), project: made.project, want: made.want, come: make(chan struct{}), without: make(chan struct{})}
+	s.line = &wait{since: time.Now(), project: made.project, want: made.want, come: make(chan struct{})}
 	switch {
 	case len(s.waiting) == 0: // all have gone meanwhile
 		s.state = Retiring
@@ -78,7 +75,7 @@ func (m *Manager) stand(ctx context.Context, s *life, line *wait) (got bool, err
 	select {
 	case <-line.come:
 		return true, nil
-	case <-line.without:
+	case <-s.without:
 	case <-ctx.Done():
 	}
 	var was bool
@@ -116,12 +113,19 @@ func (m *Manager) GoOnWithout(p Project) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.bySlot[slot{p.ID, false, p.ReadOnly}]
-	if s == nil || s.line == nil || s.line.skipped {
+	return s != nil && s.line != nil && s.goOnWithout()
+}
+
+// goOnWithout has s, which is being launched, not wait in line, now or when it
+// comes to that. It reports false if that was said before. The caller holds m.mu.
+func (s *life) goOnWithout() bool {
+	select {
+	case <-s.without:
 		return false
+	default:
+		close(s.without)
+		return true
 	}
-	s.line.skipped = true
-	close(s.line.without)
-	return true
 }
 
 // admit makes the row of a session whose turn it is, if it may still be
@@ -216,6 +220,10 @@ func (m *Manager) moveLine() error {
 	accounts := map[string]Account{} // as they are now: a reload may have changed them
 	for s, line := range m.inLine() {
 		account, err := m.Account(m.ctx, line.project.holder())
+		if f, ok := errors.AsType[*fault.Error](err); ok { // they are no user any more
+			s.cancel(f)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -260,7 +268,7 @@ func (m *Manager) settleDoubt() error {
 	if !doubt {
 		return nil
 	}
-	known := m.known(m.ctx)
+	devices, _ := m.devices(m.ctx) // for people to read
 	for s := range m.inLine() {
 		leases, err := m.Ledger.Of(m.ctx, s.id)
 		if err != nil {
@@ -271,7 +279,7 @@ func (m *Manager) settleDoubt() error {
 		}
 		grant := gpu.Grant{Session: s.id}
 		for _, l := range leases {
-			grant.Devices = append(grant.Devices, lentAs(l, known))
+			grant.Devices = append(grant.Devices, lentAs(l, devices))
 		}
 		m.served([]gpu.Grant{grant})
 	}
@@ -281,137 +289,57 @@ func (m *Manager) settleDoubt() error {
 	return nil
 }
 
-// A Place is somebody's in the line.
-type Place struct {
-	Place    int    // from 1
-	Holder   string // whom it counts for
-	Project  string // as they call it
-	Want     gpu.Want
-	Since    time.Time
-	Expected time.Time // when its turn should come; zero is that nobody knows
-
-	session string
-}
-
-// Line returns who waits for GPUs, in their order now.
-func (m *Manager) Line(ctx context.Context) ([]Place, error) {
-	places, _, err := m.line(ctx)
-	return places, err
-}
-
-// line returns who waits, and what their turn hangs on.
-func (m *Manager) line(ctx context.Context) (places []Place, f gpu.Forecast, err error) {
-	line, err := m.Ledger.Line(ctx)
-	if err != nil || len(line) == 0 {
-		return nil, f, explainDB(err)
-	}
-	f = gpu.Forecast{Now: time.Now(), Latest: map[string]time.Time{}}
-	if f.Held, err = m.Ledger.Leases(ctx); err != nil {
-		return nil, f, explainDB(err)
-	}
-	if f.Spells, err = m.Ledger.Spells(ctx); err != nil {
-		return nil, f, explainDB(err)
-	}
-	f.Devices, _ = m.devices(ctx) // without them, nothing is to be expected
-	for _, l := range f.Held {
-		if at := m.Ends(l.Session); !at.IsZero() {
-			f.Latest[l.Session] = at
-		}
-	}
-	turns := f.For(line)
-	for i, w := range line {
-		places = append(places, Place{
-			Place: i + 1, Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], session: w.Session,
-		})
-	}
-	return places, f, nil
-}
-
-// Ends returns when a session ends at the latest; zero is that nobody knows.
-func (m *Manager) Ends(session string) (at time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if s := m.lives[session]; s != nil {
-		at, _ = s.deadline()
-	}
-	return at
-}
-
-// tellLine tells everybody in line where they are.
+// tellLine tells everybody in line where they are, or that it leads nowhere.
 func (m *Manager) tellLine() error {
-	places, f, err := m.line(m.ctx)
+	line, f, err := m.line(m.ctx)
 	if err != nil {
 		return err
 	}
-	for _, p := range places {
+	m.contend(line, f)
+	for _, p := range places(line, f) {
 		m.mu.Lock()
 		s := m.lives[p.session]
-		waits := s != nil && s.line != nil
+		var waits *wait
+		if s != nil {
+			waits = s.line
+		}
 		m.mu.Unlock()
-		if waits {
-			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(len(places), f)})
+		switch {
+		case waits == nil:
+		case p.Over != nil && p.Over.Forever(): // a reload has lowered it
+			s.cancel(explainOver(p.Over, plan{project: waits.project, want: p.Want}, nil, nil))
+		default:
+			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(f)})
 		}
 	}
 	return nil
 }
 
-// describe says where p is in a line of n, who holds what it waits for, and
-// until when, and what cannot be lent: "place 2 of 3, about 25 min; GPU 0 alice until
-// 14:05 UTC at the latest; GPU 1 is unhealthy".
-func (p Place) describe(n int, f gpu.Forecast) string {
-	text := fmt.Sprintf("place %d of %d", p.Place, n)
-	if left := p.Expected.Sub(f.Now); !p.Expected.IsZero() {
-		text += ", " + about(left)
+// contend notes whose end could help those in line, which halves their idle
+// timeouts. While nobody can see the GPUs it stays as it was.
+func (m *Manager) contend(line []gpu.Waiter, f gpu.Forecast) {
+	if len(line) > 0 && len(f.Devices) == 0 {
+		return
 	}
-	var holders, held []string
-	labels := map[string][]string{}
-	for _, l := range f.Held {
-		i := slices.IndexFunc(f.Devices, func(d gpu.Device) bool { return d.UUID == l.GPU })
-		if i < 0 || !p.Want.Takes(f.Devices[i]) {
-			continue
-		}
-		if labels[l.Session] == nil {
-			one := " " + l.Owner
-			if at := f.Latest[l.Session]; !at.IsZero() {
-				one += " until " + clock(at, f.Now)
-			}
-			holders, held = append(holders, l.Session), append(held, one)
-		}
-		labels[l.Session] = append(labels[l.Session], f.Devices[i].Label())
+	wanted := gpu.Wanted(line, f.Devices, f.Held)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !maps.Equal(wanted, m.wanted) {
+		m.wanted = wanted
+		m.lookAtClocks()
 	}
-	for i, session := range holders {
-		held[i] = "GPU " + strings.Join(labels[session], ", ") + held[i]
-	}
-	if len(held) > 0 {
-		text += "; " + strings.Join(held, "; ")
-		if len(f.Latest) > 0 {
-			text += " UTC at the latest"
-		}
-	}
-	for _, d := range f.Devices {
-		lent := slices.ContainsFunc(f.Held, func(l gpu.Lease) bool { return l.GPU == d.UUID })
-		if d.State != gpu.Fit && !lent && p.Want.Takes(d) { // why may be somebody's own affair
-			text += fmt.Sprintf("; GPU %s is %s", d.Label(), d.State)
-		}
-	}
-	return text
 }
 
-// about says how long something is going to take.
-func about(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return "about a minute"
-	case d < 90*time.Minute:
-		return fmt.Sprintf("about %d min", int(d.Round(time.Minute).Minutes()))
+// contended reports whether somebody waits in line for what s holds. The caller
+// holds m.mu.
+func (s *life) contended() bool {
+	if !s.m.wanted[s.id] {
+		return false
 	}
-	return fmt.Sprintf("about %d h", int(d.Round(time.Hour).Hours()))
-}
-
-// clock is a time of day in UTC, with the day unless it is within one.
-func clock(at, now time.Time) string {
-	if at.Sub(now) < 20*time.Hour {
-		return at.UTC().Format("15:04")
+	for _, other := range s.m.lives {
+		if other.state == Launching && other.line != nil {
+			return true
+		}
 	}
-	return at.UTC().Format("Mon 15:04")
+	return false // they have gone since the last look at the line
 }

@@ -99,6 +99,10 @@ func TestLine(t *testing.T) {
 		if all, err := w.Sessions(t.Context(), true); err != nil || len(all) != 1 {
 			t.Errorf("sessions %+v, %v; want none of those who wait", all, err)
 		}
+		waiting, err := w.Waiting(t.Context())
+		if err != nil || len(waiting) != 2 || waiting[1].Project != bob.Ref || waiting[1].State != sessions.Waiting || waiting[1].Connections != 1 || waiting[1].Place.Place != 2 {
+			t.Errorf("waiting %+v, %v", waiting, err)
+		}
 		one := w.project("holder", "small", 1)
 		if err := w.Retire(t.Context(), holds.Ref, "holder", "retired by holder"); err != nil {
 			t.Fatal(err)
@@ -214,6 +218,33 @@ func TestGoOnWithoutGPU(t *testing.T) {
 	})
 }
 
+// A login that asks for no GPU does not wait for one, and those who did for their
+// project go on with it.
+func TestAskForNoGPUInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		p := w.project("alice", "thesis", 1)
+		none := p
+		none.Once = &gpu.Want{}
+		first := w.login(p)
+		first.tells(t, "alone", "queued place 1 of 1")
+		second := w.login(none)
+		first.tells(t, "one asks for none", "no GPU")
+		second.tells(t, "asks for none", "no GPU")
+
+		// Both at once: it is not in line yet when the other comes.
+		other := w.project("bob", "art", 1)
+		none = other
+		none.Once = &gpu.Want{}
+		both := make(chan error, 2)
+		for _, p := range []sessions.Project{other, none} {
+			go func() { _, err := w.Attach(t.Context(), p, nil); both <- err }()
+		}
+		must(t, <-both)
+		must(t, <-both)
+	})
+}
+
 func TestDrainEndsTheLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, holds := full(t)
@@ -245,35 +276,90 @@ func TestLineMovesWithoutAnEnd(t *testing.T) {
 		w.gpus.set(append(devices, gpu.Device{Index: 5, UUID: "GPU-5"}))
 		time.Sleep(10 * time.Second)
 		one.tells(t, "a device is fit again", "GPU 4")
-		two.tells(t, "over their limit", "queued place 1 of 1")
+		two.tells(t, "over their limit", "queued place 1 of 1; alice may use 1 GPU at once: one holds GPU 4 since 00:01 UTC")
+		if places, err := w.Line(t.Context()); err != nil || places[0].Over == nil || !places[0].Expected.IsZero() {
+			t.Errorf("line %+v, %v; want it held back", places, err)
+		}
 		w.reload("alice", config.Overlay{GPUs: new(2.0)})
 		time.Sleep(10 * time.Second)
 		two.tells(t, "the limit is higher", "GPU 5")
 	})
 }
 
-// Who has their own limit full is refused, and who would have to wait and does
-// not want to.
-func TestNoLine(t *testing.T) {
+// Whose launch fails when it is their turn at last can try again from their old
+// place; whose session has run begins at the end of the line.
+func TestPlaceAfterFailedLaunch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.gpus.set(w.gpus.devices[:1])
+		holds := w.project("holder", "one", 1)
+		w.attach(holds)
+		alice, bob := w.project("alice", "thesis", 1), w.project("bob", "art", 1)
+		first := w.login(alice)
+		time.Sleep(time.Minute)
+		second := w.login(bob)
+		waiting, err := w.Waiting(t.Context())
+		must(t, err)
+		w.fake.SetHook(func(_ context.Context, id string, step sessions.StepName) error {
+			if id == waiting[0].ID && step == sessions.StepCreating {
+				return errors.New("disk full")
+			}
+			return nil
+		})
+		must(t, w.Retire(t.Context(), holds.Ref, "holder", "retired by holder"))
+		synctest.Wait()
+		first.tells(t, "it does not start", "failed")
+		second.tells(t, "it is theirs then", "GPU 0")
+		third := w.login(w.project("carol", "speech", 1))
+		time.Sleep(10 * time.Second)
+		again := w.login(alice)
+		again.tells(t, "back", "queued place 1 of 2")
+		third.tells(t, "behind", "queued place 2 of 2")
+
+		must(t, w.Retire(t.Context(), bob.Ref, "bob", "retired by bob"))
+		synctest.Wait()
+		again.tells(t, "served", "GPU 0")
+		must(t, w.Retire(t.Context(), alice.Ref, "alice", "retired by alice"))
+		synctest.Wait()
+		third.tells(t, "next", "GPU 0")
+		w.login(w.project("dora", "speech", 1))
+		time.Sleep(time.Second)
+		w.login(alice).tells(t, "has had one", "queued place 2 of 2")
+	})
+}
+
+// Somebody who is no user any more does not hold up those who wait with them.
+func TestGoneFromLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _ := full(t)
-		_, err := w.Attach(t.Context(), w.project("holder", "more", 1), nil)
-		is(t, err, fault.ExitDenied, "holder may use 4 GPUs at once", "container retire big")
-		_, err = w.AttachNow(t.Context(), w.project("alice", "thesis", 1), nil)
-		is(t, err, fault.ExitNoGPU, "no GPU is free: GPU 0 is held by holder since", "project launch thesis --wait")
-		once := w.project("alice", "wide", 1)
-		for _, tt := range []struct {
-			want  gpu.Want
-			words string
-		}{
-			{gpu.Want{Count: 9}, `project "wide" asks for 9 GPUs, and this machine has 4 GPUs`},
-			{gpu.Want{Count: 1, Profile: "1g.10gb"}, `project "wide" asks for a 1g.10gb instance, and this machine has 4 GPUs`},
-		} {
-			once.Once = &tt.want
-			_, err = w.Attach(t.Context(), once, nil)
-			is(t, err, fault.ExitFailed, tt.words)
+		w.user("rita")
+		reads := w.share(w.project("alice", "thesis", 1), "rita", true)
+		gone := w.login(reads)
+		time.Sleep(time.Minute)
+		waits := w.login(w.project("bob", "art", 1))
+		waits.tells(t, "before", "queued place 2 of 2")
+		if _, err := w.DB.Exec(`DELETE FROM users WHERE name = 'rita'`); err != nil {
+			t.Fatal(err)
 		}
-		synctest.Wait()
+		w.gpus.set(append(slices.Clone(w.gpus.devices), gpu.Device{Index: 4, UUID: "GPU-4"}))
+		time.Sleep(5 * time.Second)
+		waits.tells(t, "behind her", "GPU 4")
+		gone.tells(t, "removed", "failed: no user")
+	})
+}
+
+// Who waits is told when a reload has made it useless, and what there is too little
+// of now.
+func TestLineThatLeadsNowhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		wide := w.login(w.project("alice", "wide", 3))
+		w.gpus.set(w.gpus.devices[:2])
+		time.Sleep(3 * time.Second)
+		wide.tells(t, "two have vanished", "queued place 1 of 1; GPU 0, 1 holder until Sun 00:00 UTC at the latest; this machine has 2 GPUs now")
+		w.reload("alice", config.Overlay{GPUs: new(2.0)})
+		time.Sleep(3 * time.Second)
+		wide.tells(t, "a lower limit", `failed: alice may use 2 GPUs at once, and project "wide" asks for 3 GPUs`)
 		if places, err := w.Line(t.Context()); err != nil || len(places) != 0 {
 			t.Errorf("line %+v, %v; want nobody", places, err)
 		}
@@ -333,6 +419,47 @@ func TestLineAfterCrash(t *testing.T) {
 		synctest.Wait()
 		must(t, w.Retire(t.Context(), holds.Ref, "holder", "retired by holder"))
 		w.consistent()
+	})
+}
+
+// Whose end would bring nobody in line nearer to a GPU keeps their whole idle time.
+func TestContended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		parent := gpu.Device{Index: 1, UUID: "GPU-1", MIG: true}
+		instance := gpu.Device{Index: 1, UUID: "MIG-0", Profile: "1g.10gb", Parent: "GPU-1", Slices: 1, SlicesOf: 7, Simulated: true}
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true}, parent, instance})
+		whole, none, part := w.project("alice", "whole", 1), w.project("bob", "none", 0), w.project("carol", "part", 1)
+		part.Once = &gpu.Want{Count: 1, Profile: "1g.10gb"}
+		for _, p := range []sessions.Project{whole, none, part} {
+			w.attach(p).Detach()
+		}
+		retires := func(when string, p sessions.Project, want string) {
+			t.Helper()
+			if s := w.session(p); s.RetireWhy != want {
+				t.Errorf("%s: %s retires for %q; want %q", when, p.Ref, s.RetireWhy, want)
+			}
+		}
+		waits := w.login(w.project("dora", "thesis", 1))
+		waits.tells(t, "alone", "queued place 1 of 1")
+		const others = ", while others wait for a GPU"
+		retires("dora waits", whole, "idle 15m"+others)
+		retires("dora waits", none, "idle 30m")
+		retires("dora waits", part, "idle 30m")
+
+		w.gpus.fail(errors.New("NVML does not answer"))
+		time.Sleep(time.Minute)
+		retires("nobody knows what could be lent", whole, "idle 15m"+others)
+		w.gpus.fail(nil)
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true, State: gpu.Unhealthy}, parent, instance})
+		time.Sleep(10 * time.Second)
+		retires("its GPU will not be lent", whole, "idle 30m")
+		w.gpus.set([]gpu.Device{{Index: 0, UUID: "GPU-0", Simulated: true}, parent, instance})
+		time.Sleep(10 * time.Second)
+		retires("it will again", whole, "idle 15m"+others)
+		waits.leave()
+		synctest.Wait()
+		retires("dora has gone", whole, "idle 30m")
 	})
 }
 

@@ -52,13 +52,7 @@ func explainDB(err error) error {
 func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices []gpu.Device) error {
 	p, want := made.project, made.want
 	if errors.Is(err, gpu.ErrNeverFits) {
-		lendable := 0
-		for _, d := range devices {
-			if want.Takes(d) {
-				lendable++
-			}
-		}
-		hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, lendable)
+		hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, existing(want, devices))
 		if want.Profile != "" || p.Once != nil {
 			hint = "ask for something else: +cpu, +gpus1, …"
 		}
@@ -77,25 +71,45 @@ func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices
 	if listErr != nil {
 		return errors.Join(err, listErr)
 	}
-	return explainOver(over, made, leases)
+	return explainOver(over, made, leases, devices)
 }
 
-// errNoneFree says who has the GPUs, to somebody who does not wait for one.
+// existing is how many of devices want could take, in whatever state they are.
+func existing(want gpu.Want, devices []gpu.Device) (n int) {
+	for _, d := range devices {
+		if want.Takes(d) {
+			n++
+		}
+	}
+	return n
+}
+
+// errNoneFree says why there is no GPU, to somebody who does not wait for one.
 func (m *Manager) errNoneFree(ctx context.Context, p Project) error {
 	leases, err := m.Ledger.Leases(ctx)
 	if err != nil {
 		return explainDB(err)
 	}
-	held := make([]string, len(leases))
-	for i, l := range leases {
-		held[i] = fmt.Sprintf("GPU %d is held by %s since %s UTC", l.Index, l.Owner, l.Lent.Format("15:04"))
+	want := p.want()
+	devices, _ := m.devices(ctx) // a moment ago they were there
+	var why []string
+	for _, l := range leases {
+		if d := lentAs(l, devices); want.Takes(d) {
+			why = append(why, fmt.Sprintf("GPU %s is held by %s since %s UTC", d.Label(), l.Owner, l.Lent.Format("15:04")))
+		}
+	}
+	if why = append(why, unfit(want, devices, leases)...); len(why) == 0 {
+		why = []string{"others are before you in line"}
 	}
 	say := "no GPU is free: "
-	if want := p.want(); want != (gpu.Want{Count: 1}) {
+	switch {
+	case want.Profile != "":
+		say = want.Words() + " wanted, which is not free: "
+	case want.Count > 1:
 		say = want.Words() + " wanted, which are not free: "
 	}
-	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project set %s --gpus 0", p.Name, p.Name)),
-		"%s%s", say, strings.Join(held, ", "))
+	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project launch %s --gpus 0", p.Name, p.Name)),
+		"%s%s", say, strings.Join(why, ", "))
 }
 
 // hint is what to do about p, of which only its owner can change anything.
@@ -107,23 +121,28 @@ func (p Project) hint(change string) string {
 }
 
 // explainOver says what the holder's own sessions have.
-func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease) error {
-	p := made.project
-	f := &fault.Error{Exit: fault.ExitDenied, Err: over}
-	var own []string
+func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease, devices []gpu.Device) error {
+	p, may := made.project, fmt.Sprintf("%s may use %s at once", made.project.holder(), gpus(over.Limit))
+	own, last := ownHeld(p.holder(), leases, devices)
+	if len(own) > 0 {
+		return &fault.Error{Exit: fault.ExitDenied, Say: may + ": " + strings.Join(own, ", "), Hint: "retire one: container retire " + last, Err: over}
+	}
+	hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, int(over.Limit))
+	if p.Once != nil {
+		hint = fmt.Sprintf("ask for less: +gpus%d", int(over.Limit))
+	}
+	return &fault.Error{Exit: fault.ExitDenied, Say: fmt.Sprintf("%s, and project %q asks for %s", may, p.Name, made.want.Words()), Hint: hint, Err: over}
+}
+
+// ownHeld says what each of holder's sessions holds, and how holder calls the last.
+func ownHeld(holder string, leases []gpu.Lease, devices []gpu.Device) (own []string, last string) {
 	for _, l := range leases {
-		if l.Owner == p.holder() {
-			own = append(own, fmt.Sprintf("%s holds GPU %d since %s UTC", l.Project, l.Index, l.Lent.Format("15:04")))
-			f.Hint = "retire one: container retire " + l.Project
+		if l.Owner == holder {
+			last = l.Project
+			own = append(own, fmt.Sprintf("%s holds GPU %s since %s UTC", last, lentAs(l, devices).Label(), l.Lent.Format("15:04")))
 		}
 	}
-	if len(own) == 0 {
-		f.Say = fmt.Sprintf("%s may use %s at once, and project %q asks for %s", p.holder(), gpus(over.Limit), p.Name, made.want.Words())
-		f.Hint = fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, int(over.Limit))
-		return f
-	}
-	f.Say = fmt.Sprintf("%s may use %s at once: %s", p.holder(), gpus(over.Limit), strings.Join(own, ", "))
-	return f
+	return own, last
 }
 
 // indexes says which devices these are: "GPU 0, 2", "no GPU".

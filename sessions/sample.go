@@ -54,12 +54,11 @@ func (m *Manager) keepTime() (next time.Time) {
 		return time.Time{}
 	}
 	now := time.Now()
-	contended := m.contended()
 	for _, s := range m.lives {
 		if s.policy == nil || s.state != Active && s.state != Idle {
 			continue
 		}
-		s.policy.contended = contended
+		s.policy.contended = s.contended()
 		at := m.keepTimeOf(s, now)
 		if s.state != Active && s.state != Idle {
 			continue // it ends
@@ -69,16 +68,6 @@ func (m *Manager) keepTime() (next time.Time) {
 		}
 	}
 	return next
-}
-
-// contended reports whether somebody waits in line for GPUs. The caller holds m.mu.
-func (m *Manager) contended() bool {
-	for _, s := range m.lives {
-		if s.state == Launching && s.line != nil {
-			return true
-		}
-	}
-	return false
 }
 
 // keepTimeOf does what is due of s, and returns when to come again. The caller

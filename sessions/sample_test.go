@@ -134,6 +134,8 @@ func TestHoldingWithoutUsing(t *testing.T) {
 		p := w.project("alice", "notebook", 1)
 		a := w.attach(p)
 		time.Sleep(5 * time.Hour)
+		set(func() { percent = 60 })
+		time.Sleep(time.Minute)
 		waits := w.project("bob", "waits", 1)
 		got := make(chan *sessions.Attachment)
 		go func() {
@@ -143,7 +145,6 @@ func TestHoldingWithoutUsing(t *testing.T) {
 			}
 			got <- b
 		}()
-		set(func() { percent = 60 })
 		time.Sleep(5 * time.Hour)
 		set(func() { percent, broken = 0, errors.New("NVML: timeout") })
 		time.Sleep(5 * time.Hour)

@@ -55,6 +55,7 @@ type State string
 
 // The states, in order; Active and Idle alternate.
 const (
+	Waiting   State = "waiting" // in line for GPUs: it is not a session yet
 	Launching State = "launching"
 	Active    State = "active"
 	Idle      State = "idle"
@@ -81,6 +82,7 @@ type Session struct {
 	Ended       time.Time
 	Connections int
 	Reason      string // why it retires or ended
+	Place       *Place // in line; nil unless it is Waiting
 }
 
 // An Account is a project's owner as sessions needs to know them.
@@ -148,6 +150,7 @@ type Manager struct {
 	unready error            // why nothing may be launched now, or nil
 	drain   *Drain           // why nothing shall be launched, or nil
 	doubt   bool             // whether somebody may have been served without being told
+	wanted  map[string]bool  // sessions whose end could help who waits in line
 	changes int              // how often the engine was lost or came back
 	lives   map[string]*life // by session
 	bySlot  map[slot]*life

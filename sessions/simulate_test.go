@@ -145,7 +145,7 @@ func (l *lending) judge(v *labVisit) judge {
 		if did.present {
 			s.touched = now
 		}
-		p.contended = waits
+		p.contended = waits // all hold what all wait for
 		p.observe(s)
 		if t := p.due(now); t.end != nil {
 			return t.end.name

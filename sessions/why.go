@@ -84,9 +84,9 @@ func (p *policy) signals(now time.Time) []Signal {
 	} else {
 		all = append(all, Signal{"work", "last seen " + ago(p.worked) + " ago", verdict(p.works(now))})
 	}
-	queue := Signal{"queue", "nobody waits for a GPU", ""}
+	queue := Signal{"queue", "nobody waits for what it holds", ""}
 	if p.contended {
-		queue.Value = "somebody waits for a GPU: idle timeouts are halved"
+		queue.Value = "somebody waits for what it holds: idle timeouts are halved"
 	}
 	all = append(all, queue)
 	if p.kept.After(now) {

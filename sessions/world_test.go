@@ -145,6 +145,9 @@ func (w *world) restart() {
 func account(ctx context.Context, d *sql.DB, cfg *config.Config, user string) (sessions.Account, error) {
 	a := sessions.Account{Name: user, Policy: cfg.Policy("", user)}
 	err := d.QueryRowContext(ctx, `SELECT uid, gid FROM users WHERE name = ?`, user).Scan(&a.UID, &a.GID)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = fault.New(fault.ExitNoSuch, "", "no user %q", user)
+	}
 	if os.Getuid() != 0 { // who can give files to nobody else
 		a.UID, a.GID = os.Getuid(), os.Getgid()
 	}

@@ -13,7 +13,7 @@ const (
 
 // states are the words that stand out in a column of states.
 var states = map[string]string{
-	"active": green, "idle": yellow, "launching": yellow, "retiring": red, "failed": red, "disabled": red,
+	"active": green, "idle": yellow, "waiting": yellow, "launching": yellow, "retiring": red, "failed": red, "disabled": red,
 }
 
 // look is how a cell looks in the column of that name.

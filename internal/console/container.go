@@ -21,7 +21,7 @@ type sessionJSON struct {
 	Session     string     `json:"session"`
 	Project     string     `json:"project"`
 	Owner       string     `json:"owner"`
-	State       string     `json:"state"`
+	State       string     `json:"state"` // also "waiting", in line for GPUs
 	Image       string     `json:"image"`
 	Files       bool       `json:"files"`     // only moves files
 	ReadOnly    bool       `json:"read_only"` // only reads the workspace
@@ -37,6 +37,11 @@ type sessionJSON struct {
 	Ended       *time.Time `json:"ended"`
 	Reason      string     `json:"reason"` // why it retires or ended
 	Workspace   string     `json:"workspace"`
+	Place       int        `json:"place"`     // in line, from 1; 0 unless it waits
+	InLine      int        `json:"in_line"`   // of how many
+	WaitsFor    string     `json:"waits_for"` // as --gpus takes it: "1", "mig:1g.10gb"
+	WaitsSince  *time.Time `json:"waiting_since"`
+	Expected    *time.Time `json:"expected"` // when its turn should come; null if nobody can tell
 }
 
 func (c *call) sessionJSON(s sessions.Session) sessionJSON {
@@ -50,6 +55,9 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 	}
 	for _, d := range s.GPUs {
 		j.GPUs = append(j.GPUs, deviceJSON(d))
+	}
+	if p := s.Place; p != nil {
+		j.Place, j.InLine, j.WaitsFor, j.WaitsSince, j.Expected = p.Place, p.Of, p.Want.String(), stamp(p.Since), stamp(p.Expected)
 	}
 	return j
 }
@@ -68,6 +76,25 @@ func (c *call) sessions(ended bool) ([]sessions.Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c.visible(all)
+}
+
+// withWaiting is sessions with what waits in line to become one.
+func (c *call) withWaiting(ended bool) ([]sessions.Session, error) {
+	all, err := c.sessions(ended)
+	if err != nil {
+		return nil, err
+	}
+	waiting, err := c.Sessions.Waiting(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	waiting, err = c.visible(waiting)
+	return append(all, waiting...), err
+}
+
+// visible returns those of all that the caller may see.
+func (c *call) visible(all []sessions.Session) ([]sessions.Session, error) {
 	mayEnter, err := c.mayEnter()
 	if err != nil {
 		return nil, err
@@ -80,9 +107,10 @@ func (c *call) containerList() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:     "list",
 		short:   "List your containers; for admins, everybody's",
+		long:    "What waits in line for a GPU is listed, too, with its place; the whole line is in queue.",
 		example: "ds01 container list --all",
 		run: func(*cobra.Command, []string) error {
-			found, err := c.sessions(all)
+			found, err := c.withWaiting(all)
 			if err != nil {
 				return err
 			}
@@ -99,7 +127,7 @@ func (c *call) containerList() *cobra.Command {
 			return list(c, rows, head, func(s sessionJSON) []string {
 				cells := []string{
 					c.calledSession(s), s.State, holds(s),
-					moment(value(s.Launched)), strconv.Itoa(s.Connections), retires(s, now),
+					moment(value(cmp.Or(s.Launched, s.WaitsSince))), strconv.Itoa(s.Connections), retires(s, now),
 				}
 				if all {
 					cells = append(cells, moment(value(s.Ended)), s.Reason)
@@ -121,10 +149,13 @@ func (c *call) calledSession(s sessionJSON) string {
 	return name
 }
 
-// holds says what a session holds: "0,3".
+// holds says what a session holds: "0,3"; or where it waits for it.
 func holds(s sessionJSON) string {
-	if s.Files {
+	switch {
+	case s.Files:
 		return "files only"
+	case s.Place > 0:
+		return sessions.Place{Place: s.Place, Of: s.InLine}.String()
 	}
 	return indexes(s.GPUs)
 }
@@ -166,7 +197,7 @@ func (c *call) containerShow() *cobra.Command {
 		long:    "With --why also what was looked at to say whether it is idle, what each of that says, and when it ends it.",
 		example: "ds01 container show my-thesis --why",
 		run: func(_ *cobra.Command, args []string) error {
-			s, err := c.newest(args[0])
+			s, err := c.newest(args[0], c.withWaiting)
 			switch {
 			case err != nil:
 				return err
@@ -180,14 +211,14 @@ func (c *call) containerShow() *cobra.Command {
 	return cmd
 }
 
-// newest returns the session that the caller means by a project's name, or its
-// last one of the last day.
-func (c *call) newest(name string) (sessions.Session, error) {
+// newest returns the session that the caller means by a project's name, of those
+// that list returns, or its last one of the last day.
+func (c *call) newest(name string, list func(ended bool) ([]sessions.Session, error)) (sessions.Session, error) {
 	p, err := c.find(name)
 	if err != nil {
 		return sessions.Session{}, err
 	}
-	all, err := c.sessions(true)
+	all, err := list(true)
 	if err != nil {
 		return sessions.Session{}, err
 	}
@@ -242,11 +273,20 @@ func (c *call) sessionFields(s sessions.Session, j sessionJSON) []field {
 	if s.ReadOnly {
 		access, holder = accessReadOnly, s.Holder
 	}
+	place, expected := "", ""
+	if p := s.Place; p != nil {
+		place = fmt.Sprintf("%s, for %s since %s", p, p.Want.Words(), moment(p.Since))
+		if !p.Expected.IsZero() {
+			expected = until(p.Expected, time.Now())
+		}
+	}
 	return []field{
 		{"project", s.Project.String()},
 		{"access", access},
 		{"counts for", holder},
 		{"state", j.State},
+		{"in line", place},
+		{"expected", expected},
 		{"gpus", strings.Join(gpus, "; ")},
 		{"image", j.Image},
 		{"launched", moment(s.Launched)},

@@ -43,7 +43,7 @@ func (c *call) containerLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := c.newest(args[0])
+			s, err := c.newest(args[0], c.sessions)
 			if err != nil {
 				return err
 			}

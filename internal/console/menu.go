@@ -139,7 +139,7 @@ func (m *menu) look() tea.Msg {
 	if err != nil {
 		return menuSaid(fmt.Sprintf("your projects cannot be read now: %v", err))
 	}
-	running, err := c.sessions(false)
+	running, err := c.withWaiting(false)
 	if err != nil {
 		return menuSaid(fmt.Sprintf("your containers cannot be read now: %v", err))
 	}

@@ -16,6 +16,7 @@ type placeJSON struct {
 	GPUs     string     `json:"gpus"`    // as --gpus takes it: "1", "mig:1g.10gb"
 	Since    *time.Time `json:"since"`
 	Expected *time.Time `json:"expected"` // when its turn should come; null if nobody can tell
+	AtLimit  bool       `json:"at_limit"` // it waits for its user's own limit, and holds nobody up
 }
 
 // queue is the command that shows who waits for a GPU.
@@ -34,7 +35,7 @@ func (c *call) queue() *cobra.Command {
 			c.warnOfDrain()
 			rows := make([]placeJSON, len(line))
 			for i, p := range line {
-				rows[i] = placeJSON{Place: p.Place, User: p.Holder, GPUs: p.Want.String(), Since: stamp(p.Since), Expected: stamp(p.Expected)}
+				rows[i] = placeJSON{Place: p.Place, User: p.Holder, GPUs: p.Want.String(), Since: stamp(p.Since), Expected: stamp(p.Expected), AtLimit: p.Over != nil}
 				if c.caller.Inside == nil && (c.caller.Admin || p.Holder == c.caller.User) {
 					rows[i].Project = p.Project
 				}
@@ -42,7 +43,10 @@ func (c *call) queue() *cobra.Command {
 			now := time.Now()
 			return list(c, rows, "PLACE USER PROJECT GPUS SINCE EXPECTED", func(p placeJSON) []string {
 				expected := ""
-				if p.Expected != nil {
+				switch {
+				case p.AtLimit:
+					expected = "at their limit"
+				case p.Expected != nil:
 					expected = until(*p.Expected, now)
 				}
 				return []string{strconv.Itoa(p.Place), p.User, p.Project, p.GPUs, moment(value(p.Since)), expected}
