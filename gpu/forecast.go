@@ -10,7 +10,7 @@ type Forecast struct {
 	Now     time.Time
 	Devices []Device
 	Held    []Lease
-	Latest  map[string]time.Time // when sessions end at the latest; without an entry, nobody knows
+	Due     map[string]time.Time // when sessions end if nothing changes; without an entry, nobody knows
 	Spells  []time.Duration      // how long devices were held lately, the shortest first
 }
 
@@ -66,17 +66,36 @@ func (f Forecast) Over(w Waiter) *OverLimit {
 	return nil
 }
 
-// ends returns when a lease should end: when such leases have ended, or at the
-// latest when its session does.
+// Spare returns what w could have at once in the place of what it waits for, and
+// nobody else in line asks for: fewer GPUs, or an instance.
+func (f Forecast) Spare(w Waiter, line []Waiter) (wants []Want) {
+	free := slices.DeleteFunc(unheld(f.Devices, f.Held), func(d Device) bool {
+		return slices.ContainsFunc(line, func(other Waiter) bool { return other.Session != w.Session && other.Want.Takes(d) })
+	})
+	holds := sharesOf(f.Held)[w.Owner]
+	for _, k := range Kinds(free) {
+		w := w
+		for w.Want = k.most(); w.Want.Count > 0; w.Want.Count-- {
+			if fits := w.Want.of(free); w.over(fits[0], holds) == nil {
+				wants = append(wants, w.Want)
+				break
+			}
+		}
+	}
+	return wants
+}
+
+// ends returns when a lease should end: when such leases have ended, or with its
+// session if that is due before.
 func (f Forecast) ends(l Lease) time.Time {
-	latest := f.Latest[l.Session]
+	due := f.Due[l.Session]
 	age := f.Now.Sub(l.Lent)
 	if spell := f.typical(age); spell > 0 {
-		if at := l.Lent.Add(spell); latest.IsZero() || at.Before(latest) {
+		if at := l.Lent.Add(spell); due.IsZero() || at.Before(due) {
 			return at
 		}
 	}
-	return latest
+	return due
 }
 
 // fewSpells is how many leases say nothing about the next.

@@ -76,9 +76,7 @@ func used(lent, back, now time.Time) time.Duration {
 // passed, unless it is old: then what it could use is kept for it.
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
 	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
-	free := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
-		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.covers(d, devices) })
-	})
+	free := unheld(devices, held)
 	shares := sharesOf(held)
 	for _, w := range line {
 		if !w.may(there, shares[w.Owner]) {
@@ -92,6 +90,13 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 		}
 	}
 	return Waiter{}, nil
+}
+
+// unheld returns those of devices that could be lent now.
+func unheld(devices []Device, held []Lease) []Device {
+	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool {
+		return d.MIG || d.State != Fit || slices.ContainsFunc(held, func(l Lease) bool { return l.covers(d, devices) })
+	})
 }
 
 // covers reports whether who holds l has d, or some of it: an admin may partition a

@@ -201,6 +201,38 @@ func TestWanted(t *testing.T) {
 	}
 }
 
+// Who waits is told of what they could have now: what nobody in line waits for, and
+// no more than they may.
+func TestSpare(t *testing.T) {
+	all := devices(4)
+	all[3].MIG = true
+	all = append(all, instances(all[3], "3g.20gb", 3, 1)...)
+	all = append(all, instances(all[3], "1g.10gb", 1, 2)...)
+	held := []Lease{{Session: "a", Owner: "a", GPU: all[0].UUID, Share: 1}}
+	limited := waiter("x", 3, 0, 0)
+	limited.Limit = 1
+	part := waiter("part", 1, 0, 0)
+	part.Want.Profile = "1g.10gb"
+	for _, tt := range []struct {
+		name string
+		line []Waiter
+		want string
+	}{
+		{"fewer, or a part", []Waiter{waiter("x", 3, 0, 0)}, "2 mig:1g.10gb mig:3g.20gb"},
+		{"what they may", []Waiter{limited}, "1 mig:1g.10gb mig:3g.20gb"},
+		{"others wait for parts", []Waiter{waiter("x", 3, 0, 0), part}, "2 mig:3g.20gb"},
+		{"others wait for GPUs", []Waiter{waiter("x", 3, 0, 0), waiter("y", 4, 0, 0)}, "mig:1g.10gb mig:3g.20gb"},
+	} {
+		var got []string
+		for _, w := range (Forecast{Now: noon, Devices: all, Held: held}).Spare(tt.line[0], tt.line) {
+			got = append(got, w.String())
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: %q; want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestForecast(t *testing.T) {
 	const m = time.Minute
 	at := func(minutes time.Duration) time.Time { return noon.Add(minutes * m) }
@@ -212,7 +244,7 @@ func TestForecast(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name   string
-		latest map[string]time.Time
+		due    map[string]time.Time
 		spells []time.Duration
 		line   []Waiter
 		want   []time.Time
@@ -226,7 +258,7 @@ func TestForecast(t *testing.T) {
 		{"the clocks are nearer", map[string]time.Time{"a": at(10), "b": at(5)}, spells,
 			[]Waiter{waiter("x", 2, 0, 0), waiter("y", 9, 0, 0)}, []time.Time{at(10), {}}},
 	} {
-		got := Forecast{Now: noon, Devices: devices(3), Held: held, Latest: tt.latest, Spells: tt.spells}.For(tt.line)
+		got := Forecast{Now: noon, Devices: devices(3), Held: held, Due: tt.due, Spells: tt.spells}.For(tt.line)
 		if !slices.EqualFunc(got, tt.want, time.Time.Equal) {
 			t.Errorf("%s: %v; want %v", tt.name, got, tt.want)
 		}

@@ -82,27 +82,48 @@ func (d Device) share() float64 {
 // tiny is what a sum of shares may be off by: seven sevenths are one.
 const tiny = 1e-6
 
-// Offer says in words what devices there are to ask for: "4 GPUs, 7 × 1g.10gb".
-func Offer(devices []Device) string {
-	var profiles []string
-	number := map[string]int{}
+// A Kind is what devices are that somebody can ask for: whole GPUs, or instances of
+// one profile.
+type Kind struct {
+	Profile string // "" for whole GPUs
+	Number  int    // of such devices
+}
+
+// Kinds returns what there is among devices, whole GPUs first.
+func Kinds(devices []Device) (kinds []Kind) {
 	for _, d := range devices {
 		if d.MIG {
 			continue
 		}
-		if number[d.Profile]++; number[d.Profile] == 1 && d.Profile != "" {
-			profiles = append(profiles, d.Profile)
+		i := slices.IndexFunc(kinds, func(k Kind) bool { return k.Profile == d.Profile })
+		if i < 0 {
+			i, kinds = len(kinds), append(kinds, Kind{Profile: d.Profile})
+		}
+		kinds[i].Number++
+	}
+	slices.SortFunc(kinds, func(a, b Kind) int {
+		return cmp.Or(cmp.Compare(len(a.Profile), len(b.Profile)), strings.Compare(a.Profile, b.Profile))
+	})
+	return kinds
+}
+
+// most is the most of k that one session can have.
+func (k Kind) most() Want {
+	if k.Profile != "" {
+		return Want{Count: 1, Profile: k.Profile}
+	}
+	return Want{Count: k.Number}
+}
+
+// Offer says in words what devices there are to ask for: "4 GPUs, 7 × 1g.10gb".
+func Offer(devices []Device) string {
+	var parts []string
+	for _, k := range Kinds(devices) {
+		if k.Profile == "" {
+			parts = append(parts, k.most().Words())
+		} else {
+			parts = append(parts, fmt.Sprintf("%d × %s", k.Number, k.Profile))
 		}
 	}
-	var parts []string
-	if n := number[""]; n > 0 || len(profiles) == 0 {
-		parts = append(parts, Want{Count: n}.Words())
-	}
-	slices.SortFunc(profiles, func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
-	})
-	for _, p := range profiles {
-		parts = append(parts, fmt.Sprintf("%d × %s", number[p], p))
-	}
-	return strings.Join(parts, ", ")
+	return cmp.Or(strings.Join(parts, ", "), Want{}.Words())
 }

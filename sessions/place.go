@@ -20,6 +20,7 @@ type Place struct {
 	Since    time.Time
 	Expected time.Time      // when its turn should come; zero is that nobody knows
 	Over     *gpu.OverLimit // its holder's limit, if that is what it waits for; else nil
+	Spare    []gpu.Want     // what it could have at once
 
 	session string
 }
@@ -39,7 +40,7 @@ func (m *Manager) line(ctx context.Context) (line []gpu.Waiter, f gpu.Forecast, 
 	if err != nil || len(line) == 0 {
 		return nil, f, explainDB(err)
 	}
-	f = gpu.Forecast{Now: time.Now(), Latest: map[string]time.Time{}}
+	f = gpu.Forecast{Now: time.Now(), Due: map[string]time.Time{}}
 	if f.Held, err = m.Ledger.Leases(ctx); err != nil {
 		return nil, f, explainDB(err)
 	}
@@ -48,8 +49,8 @@ func (m *Manager) line(ctx context.Context) (line []gpu.Waiter, f gpu.Forecast, 
 	}
 	f.Devices, _ = m.devices(ctx) // without them, nothing is to be expected
 	for _, l := range f.Held {
-		if at := m.Ends(l.Session); !at.IsZero() {
-			f.Latest[l.Session] = at
+		if at := m.due(l.Session); !at.IsZero() {
+			f.Due[l.Session] = at
 		}
 	}
 	return line, f, nil
@@ -60,14 +61,14 @@ func places(line []gpu.Waiter, f gpu.Forecast) []Place {
 	places := make([]Place, len(line))
 	for i, w := range line {
 		places[i] = Place{
-			Place: i + 1, Of: len(line), Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], Over: f.Over(w), session: w.Session,
+			Place: i + 1, Of: len(line), Holder: w.Owner, Project: w.Project, Want: w.Want, Since: w.Since, Expected: turns[i], Over: f.Over(w), Spare: f.Spare(w, line), session: w.Session,
 		}
 	}
 	return places
 }
 
-// Ends returns when a session ends at the latest; zero is that nobody knows.
-func (m *Manager) Ends(session string) (at time.Time) {
+// due returns when a session ends if nothing changes; zero is that nobody knows.
+func (m *Manager) due(session string) (at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s := m.lives[session]; s != nil {
@@ -76,10 +77,28 @@ func (m *Manager) Ends(session string) (at time.Time) {
 	return at
 }
 
-// describe says where p is in the line, who holds what it waits for and until when,
-// and what else keeps it waiting: "place 2 of 3, about 25 min; GPU 0 alice until
-// 14:05 UTC at the latest; GPU 1 is unhealthy".
-func (p Place) describe(f gpu.Forecast) string {
+// Ends returns when a session ends at the latest, whoever comes back to it and
+// whatever it does; zero is that nobody knows.
+func (m *Manager) Ends(session string) (at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.lives[session]
+	if s == nil || s.policy == nil {
+		return at
+	}
+	for _, c := range s.policy.clocks(time.Now()) {
+		if c.name == clockLifetime {
+			at = c.at
+		}
+	}
+	return at
+}
+
+// describe says where p is in the line, what it could have now, who holds what it
+// waits for and until when, and what else keeps it waiting: "place 2 of 3, about
+// 25 min; +1g.10gb is free; GPU 0 alice until 14:05 UTC at the latest; GPU 1 is
+// unhealthy". ends is Manager.Ends.
+func (p Place) describe(f gpu.Forecast, ends func(session string) time.Time) string {
 	parts := []string{p.String()}
 	if !p.Expected.IsZero() {
 		parts[0] += ", " + about(p.Expected.Sub(f.Now))
@@ -88,7 +107,14 @@ func (p Place) describe(f gpu.Forecast) string {
 		own, _ := ownHeld(p.Holder, f.Held, f.Devices)
 		return fmt.Sprintf("%s; %s may use %s at once: %s", parts[0], p.Holder, gpus(p.Over.Limit), strings.Join(own, ", "))
 	}
-	parts = append(parts, p.holders(f)...)
+	switch free := spelled(p.Spare); len(p.Spare) {
+	case 0:
+	case 1:
+		parts = append(parts, free+" is free")
+	default:
+		parts = append(parts, free+" are free")
+	}
+	parts = append(parts, p.holders(f, ends)...)
 	parts = append(parts, unfit(p.Want, f.Devices, f.Held)...)
 	if len(f.Devices) > 0 && existing(p.Want, f.Devices) < p.Want.Count {
 		parts = append(parts, "this machine has "+gpu.Offer(f.Devices)+" now")
@@ -97,7 +123,7 @@ func (p Place) describe(f gpu.Forecast) string {
 }
 
 // holders says who holds what p waits for, and until when at the latest.
-func (p Place) holders(f gpu.Forecast) (held []string) {
+func (p Place) holders(f gpu.Forecast, ends func(session string) time.Time) (held []string) {
 	var sessions []string
 	labels, until := map[string][]string{}, map[string]string{}
 	known := false
@@ -109,7 +135,7 @@ func (p Place) holders(f gpu.Forecast) (held []string) {
 		if labels[l.Session] == nil {
 			sessions = append(sessions, l.Session)
 			until[l.Session] = " " + l.Owner
-			if at := f.Latest[l.Session]; !at.IsZero() {
+			if at := ends(l.Session); !at.IsZero() {
 				known = true
 				until[l.Session] += " until " + clock(at, f.Now)
 			}

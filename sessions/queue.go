@@ -309,7 +309,7 @@ func (m *Manager) tellLine() error {
 		case p.Over != nil && p.Over.Forever(): // a reload has lowered it
 			s.cancel(explainOver(p.Over, plan{project: waits.project, want: p.Want}, nil, nil))
 		default:
-			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(f)})
+			m.onStep(s, Step{Name: StepQueued, Detail: p.describe(f, m.Ends)})
 		}
 	}
 	return nil

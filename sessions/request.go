@@ -59,6 +59,22 @@ func parseAsked(word string) (want gpu.Want, ok bool) {
 	return gpu.Want{Count: int(n)}, ok && err == nil // #nosec G115 -- of 10 bits
 }
 
+// spelled returns wants as SplitLogin reads them: "+gpus2, +1g.10gb".
+func spelled(wants []gpu.Want) string {
+	words := make([]string, len(wants))
+	for i, w := range wants {
+		switch {
+		case w.Profile != "":
+			words[i] = "+" + w.Profile
+		case w.Count == 0:
+			words[i] = "+cpu"
+		default:
+			words[i] = "+gpus" + strconv.Itoa(w.Count)
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
 func shortened(text string) string {
 	if len(text) > maxAsked {
 		return strconv.Quote(text[:maxAsked] + "…")

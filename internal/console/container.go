@@ -30,7 +30,7 @@ type sessionJSON struct {
 	Launched    *time.Time `json:"launched"`
 	IdleSince   *time.Time `json:"idle_since"`
 	Connections int        `json:"connections"`
-	Retires     *time.Time `json:"retires"` // at the latest; null is never
+	Retires     *time.Time `json:"retires"` // if nothing changes; null is never
 	RetireWhy   string     `json:"retire_why"`
 	KeptUntil   *time.Time `json:"kept_until"` // it does not retire by itself before; null if nobody keeps it
 	KeepReason  string     `json:"keep_reason"`
