@@ -52,16 +52,9 @@ func explainDB(err error) error {
 func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices []gpu.Device) error {
 	p, want := made.project, made.want
 	if errors.Is(err, gpu.ErrNeverFits) {
-		hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, existing(want, devices))
-		if want.Profile != "" || p.Once != nil {
-			hint = "ask for something else: +cpu, +gpus1, …"
-		}
-		return &fault.Error{
-			Exit: fault.ExitFailed,
-			Say:  fmt.Sprintf("project %q asks for %s, and this machine has %s", p.Name, want.Words(), gpu.Offer(devices)),
-			Hint: p.hint(hint),
-			Err:  err,
-		}
+		f := misfit(p, want, devices)
+		f.Err = err
+		return f
 	}
 	over, isOver := errors.AsType[*gpu.OverLimit](err)
 	if !isOver {
@@ -72,6 +65,29 @@ func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices
 		return errors.Join(err, listErr)
 	}
 	return explainOver(over, made, leases, devices)
+}
+
+// misfit says that devices can never be what p asks for.
+func misfit(p Project, want gpu.Want, devices []gpu.Device) *fault.Error {
+	hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, existing(want, devices))
+	if want.Profile != "" || p.Once != nil {
+		var others []gpu.Want
+		for _, k := range gpu.Kinds(devices) {
+			others = append(others, gpu.Want{Count: 1, Profile: k.Profile})
+		}
+		hint = "ask for something else: " + spelled(append(others, gpu.Want{}))
+	}
+	return fault.New(fault.ExitFailed, p.hint(hint), "project %q asks for %s, and this machine has %s", p.Name, want.Words(), gpu.Offer(devices))
+}
+
+// Misfit says why no session of p will start on this machine as it is, for what p
+// asks of it; nil is that one may, also where nobody can see the GPUs.
+func (m *Manager) Misfit(ctx context.Context, p Project) *fault.Error {
+	devices, err := m.devices(ctx)
+	if want := p.want(); err == nil && existing(want, devices) < want.Count {
+		return misfit(p, want, devices)
+	}
+	return nil
 }
 
 // existing is how many of devices want could take, in whatever state they are.

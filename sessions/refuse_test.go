@@ -25,6 +25,13 @@ func TestNoneFree(t *testing.T) {
 		if say := fault.For(err).Say; strings.Contains(say, "carol") {
 			t.Errorf("told of another kind: %q", say)
 		}
+		if f := w.Misfit(t.Context(), part); f != nil {
+			t.Errorf("there is one: %v", f)
+		}
+		other := p
+		other.GPUs, other.Profile = 1, "2g.20gb"
+		is(t, w.Misfit(t.Context(), other), fault.ExitFailed, "asks for a 2g.20gb instance, and this machine has 1 GPU, 1 × 1g.10gb",
+			"ask for something else: +gpus1, +1g.10gb, +cpu")
 		small := w.project("alice", "small", 1)
 		small.Once = part.Once
 		_, err = w.AttachNow(t.Context(), small, nil)

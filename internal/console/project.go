@@ -130,7 +130,15 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 	if err != nil {
 		return err
 	}
+	c.warnOfMisfit(p)
 	return c.say(c.projectJSON(p), "created %s%s; its files are in %s%s", c.called(p.Ref), brought(p), c.Sessions.Workspace(p.Ref), found(p))
+}
+
+// warnOfMisfit says that p asks for what this machine does not have. It may one day.
+func (c *call) warnOfMisfit(p sessions.Project) {
+	if f := c.Sessions.Misfit(c.ctx, p); f != nil {
+		c.report(f)
+	}
 }
 
 // ownProjects returns the projects that the caller may name, by name.
@@ -225,6 +233,7 @@ func (c *call) projectSet() *cobra.Command {
 			if err := c.Sessions.Set(c.ctx, c.caller.name(), p); err != nil {
 				return err
 			}
+			c.warnOfMisfit(p)
 			return c.say(c.projectJSON(p), "changed %s; its next session will have it", c.called(p.Ref))
 		},
 	})

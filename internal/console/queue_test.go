@@ -144,3 +144,17 @@ func TestWaitingContainers(t *testing.T) {
 		t.Errorf("uses something:\n%s", stats)
 	}
 }
+
+// What this machine does not have may be asked for, with a word about it.
+func TestAskForWhatIsNotThere(t *testing.T) {
+	b := backend(t)
+	for line, done := range map[string]string{
+		"project create parts --gpus mig:1g.10gb": "created parts",
+		"project set notes --gpus mig:1g.10gb":    "changed notes",
+	} {
+		stdout, stderr, exit := do(t, b, alice, line)
+		if exit != 0 || !strings.HasPrefix(stdout, done) || !strings.HasSuffix(stderr, " asks for a 1g.10gb instance, and this machine has 2 GPUs\nds01: ask for something else: +gpus1, +cpu\n") {
+			t.Errorf("%s: exit %d, %q, %q", line, exit, stdout, stderr)
+		}
+	}
+}
