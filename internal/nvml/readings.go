@@ -166,8 +166,12 @@ const eventTypes = nvml.EventTypeXidCriticalError | nvml.EventTypeDoubleBitEccEr
 const waitTime = 1000 // milliseconds
 
 // Watch calls notice for each event that the driver tells of, until ctx ends or
-// the driver does not let itself be watched.
+// the driver does not let itself be watched. One Watch can run at a time, and
+// none while an earlier one hangs in the library.
 func (p *Probe) Watch(ctx context.Context, notice func(gpu.Notice)) error {
+	if p.waits() {
+		return fmt.Errorf("nvml: watch: %w", errHangs)
+	}
 	var set nvml.EventSet
 	err := p.call(ctx, func() (err error) {
 		set, err = p.register()
@@ -187,7 +191,7 @@ func (p *Probe) Watch(ctx context.Context, notice func(gpu.Notice)) error {
 		err = nil
 	}
 	free := p.call(context.WithoutCancel(ctx), func() error {
-		if p.waiting > 0 { // it hangs there
+		if p.waits() { // it hangs there
 			return nil
 		}
 		if ret := set.Free(); ret != nvml.SUCCESS {
@@ -229,12 +233,24 @@ func (p *Probe) register() (nvml.EventSet, error) {
 	return set, nil
 }
 
-// wait waits for one event, outside of the turn: others may look meanwhile. Like
-// call it does not wait for a library that hangs.
+// waits reports whether a call waits for events in the library.
+func (p *Probe) waits() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting
+}
+
+// wait waits for one event, without the turn: others may look meanwhile, and one
+// of them may hang for the very reason that the event tells. Like enter it does
+// not wait for a library that hangs.
 func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error) {
-	if err := p.call(ctx, func() error { p.waiting++; return nil }); err != nil {
-		return gpu.Notice{}, err
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return gpu.Notice{}, errClosed
 	}
+	p.waiting = true
+	p.mu.Unlock()
 	type result struct {
 		notice gpu.Notice
 		err    error
@@ -248,10 +264,9 @@ func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error)
 		} else {
 			r.notice, r.err = understand(event)
 		}
-		// Not while somebody closes the library.
-		p.turn <- struct{}{}
-		p.waiting--
-		<-p.turn
+		p.mu.Lock()
+		p.waiting = false
+		p.mu.Unlock()
 		done <- r
 	}()
 	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), patience, errHangs)
