@@ -56,8 +56,9 @@ type Process struct {
 
 // A Notice is one event that a driver tells of.
 type Notice struct {
-	GPU UUID // a whole one; "" if unknown
-	XID int  // NVIDIA's number of what has happened; 0 is that something has changed
+	GPU      UUID // a whole one; "" if unknown
+	Instance UUID // of it, if it is about that alone; or ""
+	XID      int  // NVIDIA's number of what has happened; 0 is that something has changed
 }
 
 // Quiet makes a Driver of a Probe for devices of which there is nothing to

@@ -307,7 +307,7 @@ func TestHolderIsTold(t *testing.T) {
 	in(t, 2, func(t *testing.T, r *rig) {
 		a, b := r.f.devices[0].UUID, r.f.devices[1].UUID
 		r.hold("sa", a)
-		for _, n := range []Notice{{a, 31}, {b, 31}, {a, 79}, {a, 79}, {b, 48}} {
+		for _, n := range []Notice{{GPU: a, XID: 31}, {GPU: b, XID: 31}, {GPU: a, XID: 79}, {GPU: a, XID: 79}, {GPU: b, XID: 48}} {
 			r.f.notices <- n
 			pass(time.Second)
 		}
@@ -321,7 +321,7 @@ func TestHolderIsTold(t *testing.T) {
 		}
 		// What is out already can be hit again.
 		pass(maxNotices)
-		r.f.notices <- Notice{a, 79}
+		r.f.notices <- Notice{GPU: a, XID: 79}
 		synctest.Wait()
 		if got := r.events(); !strings.HasSuffix(got, " gpu.xid") {
 			t.Errorf("events %q", got)

@@ -14,9 +14,16 @@ import (
 	"github.com/ds01/ds01/gpu"
 )
 
+// A place is where a MIG instance is: the driver's numbers of its GPU instance
+// and of its compute instance there.
+type place struct {
+	gpu    gpu.UUID
+	gi, ci uint32
+}
+
 // instances returns the MIG instances of a partitioned GPU, in order of their
-// numbers. It may have none.
-func (p *Probe) instances(parent gpu.Device, handle nvml.Device) ([]gpu.Device, error) {
+// numbers, and adds to parts where they are. It may have none.
+func (p *Probe) instances(parent gpu.Device, handle nvml.Device, parts map[place]gpu.UUID) ([]gpu.Device, error) {
 	most, ret := handle.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
 		return nil, fmt.Errorf("count MIG instances: %w", ret)
@@ -31,51 +38,52 @@ func (p *Probe) instances(parent gpu.Device, handle nvml.Device) ([]gpu.Device, 
 		default:
 			return nil, fmt.Errorf("open MIG instance %d: %w", i, ret)
 		}
-		d, err := p.instance(parent, handle, part)
+		d, at, err := p.instance(parent, handle, part)
 		if err != nil {
 			return nil, fmt.Errorf("MIG instance %d: %w", i, err)
 		}
 		d.Instance = i
+		parts[at] = d.UUID
 		list = append(list, d)
 	}
 	return list, nil
 }
 
-// instance reads one MIG instance.
-func (p *Probe) instance(parent gpu.Device, whole, part nvml.Device) (gpu.Device, error) {
-	d := gpu.Device{Index: parent.Index, Parent: parent.UUID, NUMA: parent.NUMA}
+// instance reads one MIG instance, and where it is.
+func (p *Probe) instance(parent gpu.Device, whole, part nvml.Device) (d gpu.Device, at place, err error) {
+	d = gpu.Device{Index: parent.Index, Parent: parent.UUID, NUMA: parent.NUMA}
 	uuid, ret := part.GetUUID()
 	switch {
 	case ret != nvml.SUCCESS:
-		return d, fmt.Errorf("read UUID: %w", ret)
+		return d, at, fmt.Errorf("read UUID: %w", ret)
 	case uuid == "":
-		return d, errors.New("it has no UUID")
+		return d, at, errors.New("it has no UUID")
 	}
 	d.UUID = gpu.UUID(uuid)
 	if d.Name, ret = part.GetName(); ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read name: %w", ret)
+		return d, at, fmt.Errorf("read name: %w", ret)
 	}
 	attributes, ret := part.GetAttributes()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read attributes: %w", ret)
+		return d, at, fmt.Errorf("read attributes: %w", ret)
 	}
 	d.Memory = attributes.MemorySizeMB << 20
 	d.Slices, d.SlicesOf = int(attributes.ComputeInstanceSliceCount), slicesOf(whole)
 	d.Profile = profile(d.Name, attributes, parent.Memory)
 	gi, ret := part.GetGpuInstanceId()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read GPU instance: %w", ret)
+		return d, at, fmt.Errorf("read GPU instance: %w", ret)
 	}
 	ci, ret := part.GetComputeInstanceId()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read compute instance: %w", ret)
+		return d, at, fmt.Errorf("read compute instance: %w", ret)
 	}
 	caps, err := p.capabilities(parent, gi, ci)
 	if err != nil {
-		return d, err
+		return d, at, err
 	}
 	d.Nodes = append(append([]string{}, parent.Nodes...), caps...)
-	return d, nil
+	return d, place{parent.UUID, uint32(gi), uint32(ci)}, nil // #nosec G115 -- small
 }
 
 // slicesOf returns how many compute slices a GPU has: those of its biggest

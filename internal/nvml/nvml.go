@@ -41,7 +41,9 @@ type Probe struct {
 
 	mu      sync.Mutex // guards what follows, and is never held in the library
 	closed  bool
-	waiting bool // a call waits for events in the library
+	waiting bool                     // a call waits for events in the library
+	watched map[nvml.Device]gpu.UUID // of which events come
+	parts   map[place]gpu.UUID       // the MIG instances that were there last
 }
 
 // New loads the library and returns a Probe, or ErrNoDriver. A driver that is
@@ -181,6 +183,7 @@ func (p *Probe) devices() ([]gpu.Device, error) {
 		return nil, fmt.Errorf("count GPUs: %w", ret)
 	}
 	var list []gpu.Device
+	parts := map[place]gpu.UUID{}
 	for i := range n {
 		d, handle, err := p.device(i)
 		before, known := p.seen[i]
@@ -198,13 +201,16 @@ func (p *Probe) devices() ([]gpu.Device, error) {
 		}
 		list = append(list, d)
 		if d.MIG {
-			instances, err := p.instances(d, handle)
+			instances, err := p.instances(d, handle, parts)
 			if err != nil {
 				return nil, fmt.Errorf("GPU %d: %w", i, err)
 			}
 			list = append(list, instances...)
 		}
 	}
+	p.mu.Lock()
+	p.parts = parts
+	p.mu.Unlock()
 	p.measure(list)
 	return list, nil
 }
