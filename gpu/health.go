@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ds01/ds01/internal/db"
@@ -57,7 +58,7 @@ func (i *Inventory) assess(ctx context.Context, v view) {
 	devices := slices.Clone(v.devices)
 	for n := range devices {
 		d := &devices[n]
-		d.State, d.Cause = i.judge(*d, v, holder[d.UUID] != "")
+		d.State, d.Cause = i.judge(*d, v, holder)
 	}
 	i.at, i.err = v.at, nil
 	i.version, i.devices, i.readings = v.version, devices, v.readings
@@ -108,13 +109,20 @@ func (i *Inventory) outageOf(d Device) *Outage {
 	return cmp.Or(i.outages[d.UUID], i.outages[d.Parent])
 }
 
-// judge says whether d may be lent, and why not. The caller holds mu.
-func (i *Inventory) judge(d Device, v view, held bool) (State, string) {
+// judge says whether d may be lent, and why not; holder has the sessions that hold
+// devices. The caller holds mu.
+func (i *Inventory) judge(d Device, v view, holder map[UUID]string) (State, string) {
 	if o := i.outageOf(d); o != nil {
 		return Unhealthy, o.Cause
 	}
-	if held || d.MIG { // what is on the instances of a partitioned GPU is theirs
-		return Fit, ""
+	if holder[d.UUID] != "" || d.MIG { // what is on the instances of a partitioned GPU is theirs
+		return Fit, d.Cause
+	}
+	if session := holder[d.Parent]; session != "" {
+		return BusyElsewhere, fmt.Sprintf("session %s holds all of it, since before it was partitioned", session)
+	}
+	if session := v.holdsPart(d, holder); session != "" {
+		return BusyElsewhere, fmt.Sprintf("session %s holds a part of it, since before it was partitioned anew", session)
 	}
 	r, ok := v.readings[d.UUID]
 	switch {
@@ -135,6 +143,18 @@ func (i *Inventory) judge(d Device, v view, held bool) (State, string) {
 		return Settling, fmt.Sprintf("%d MiB of its memory are still in use", r.Used>>20)
 	}
 	return Fit, ""
+}
+
+// holdsPart returns which session holds an instance that is gone of the GPU that d
+// is, or is part of: what was made of that since, its container may reach.
+func (v view) holdsPart(d Device, holder map[UUID]string) string {
+	for _, l := range v.leases {
+		_, shown := find(v.devices, l.GPU)
+		if l.Index == d.Index && !shown && strings.HasPrefix(string(l.GPU), "MIG-") && holder[l.GPU] != "" {
+			return l.Session
+		}
+	}
+	return ""
 }
 
 // leftover is how much of a device's memory may be in use while nobody uses it:
@@ -159,22 +179,42 @@ func (i *Inventory) tellState(ctx context.Context, d, before Device) {
 // record notes an event that nothing depends on, for who holds the device, too,
 // unless that is "".
 func (i *Inventory) record(ctx context.Context, uuid UUID, e Event) {
-	err := db.InTx(ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.tell(ctx, tx, uuid, e) })
+	err := db.InTx(ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.tell(ctx, tx, []UUID{uuid}, e) })
 	if err != nil && i.ctx.Err() == nil {
 		i.Log.Warn("cannot note an event", "kind", e.Kind, "err", err)
 	}
 }
 
-// tell notes an event, for who holds the device, too.
-func (i *Inventory) tell(ctx context.Context, tx *sql.Tx, uuid UUID, e Event) error {
+// tell notes an event, once for each who holds one of the devices, or for nobody.
+func (i *Inventory) tell(ctx context.Context, tx *sql.Tx, devices []UUID, e Event) error {
 	held, err := leases(ctx, tx, "")
 	if err != nil {
 		return err
 	}
-	if at := slices.IndexFunc(held, func(l Lease) bool { return l.GPU == uuid }); at >= 0 {
-		e.Lease = &held[at]
+	held = slices.DeleteFunc(held, func(l Lease) bool { return !slices.Contains(devices, l.GPU) })
+	for n := range held {
+		e.Lease = &held[n]
+		if err := i.Record(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+	if len(held) > 0 {
+		return nil
 	}
 	return i.Record(ctx, tx, e)
+}
+
+// within returns a device's UUID and those of its MIG instances.
+func (i *Inventory) within(uuid UUID) []UUID {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	all := []UUID{uuid}
+	for _, d := range i.devices {
+		if d.Parent == uuid {
+			all = append(all, d.UUID)
+		}
+	}
+	return all
 }
 
 // noticed is what the driver calls.
@@ -189,7 +229,8 @@ func (i *Inventory) noticed(n Notice) {
 }
 
 // hit takes a GPU out of lending if n says that it is broken and that is new, and
-// tells of it in any case.
+// tells of it in any case: of what is no reason for that, who holds the instance
+// that it is about.
 func (i *Inventory) hit(n Notice) {
 	i.mu.Lock()
 	d, seen := find(i.devices, n.GPU)
@@ -209,6 +250,9 @@ func (i *Inventory) hit(n Notice) {
 	again := time.Since(i.told[n]) < maxNotices
 	if !again {
 		i.told[n] = time.Now()
+	}
+	if part, ok := find(i.devices, n.Instance); ok {
+		d = part
 	}
 	i.mu.Unlock()
 	if fatal {
@@ -257,7 +301,7 @@ func (i *Inventory) store(ctx context.Context, tx *sql.Tx, o *Outage, kind, deta
 	if err != nil {
 		return err
 	}
-	return i.tell(ctx, tx, o.GPU, Event{Kind: kind, By: o.Taken, Detail: detail})
+	return i.tell(ctx, tx, i.within(o.GPU), Event{Kind: kind, By: o.Taken, Detail: detail})
 }
 
 // storedOutages returns those of an earlier run.
@@ -373,7 +417,7 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM unhealthy WHERE gpu = ?`, uuid); err != nil {
 			return err
 		}
-		return i.tell(ctx, tx, uuid, Event{Kind: "gpu.returned", By: by, Detail: fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause)})
+		return i.tell(ctx, tx, i.within(uuid), Event{Kind: "gpu.returned", By: by, Detail: fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause)})
 	})
 	if err != nil {
 		return fmt.Errorf("return GPU %s: %w", label, err)

@@ -182,12 +182,25 @@ func (r *rig) process(pid int, container string) {
 	}
 }
 
+// partition has the driver show the last GPU in parts.
+func (r *rig) partition(profiles ...string) {
+	r.f.change(func(f *fakeDriver) {
+		f.devices, _ = SimulatedMIG{Simulated(len(f.devices)), profiles}.Devices(context.Background())
+		for _, d := range f.devices {
+			f.readings[d.UUID] = Reading{Utilization: -1}
+		}
+	})
+}
+
 // hold lends a device to a session.
 func (r *rig) hold(session string, uuid UUID) {
 	r.t.Helper()
 	endedSession(r.t, r.db, session)
-	_, err := r.db.Exec(`INSERT INTO leases (session, gpu, idx, owner, project, lent) VALUES (?, ?, 0, 'alice', 'thesis', ?)`,
-		session, uuid, db.Millis(time.Now()))
+	r.f.mu.Lock()
+	d, _ := find(r.f.devices, uuid)
+	r.f.mu.Unlock()
+	_, err := r.db.Exec(`INSERT INTO leases (session, gpu, idx, owner, project, lent) VALUES (?, ?, ?, 'alice', 'thesis', ?)`,
+		session, uuid, d.Index, db.Millis(time.Now()))
 	if err != nil {
 		r.t.Fatal(err)
 	}
