@@ -22,31 +22,38 @@ type place struct {
 }
 
 // instances returns the MIG instances of a partitioned GPU, in order of their
-// numbers, and adds to parts where they are. It may have none.
-func (p *Probe) instances(parent gpu.Device, handle nvml.Device, parts map[place]gpu.UUID) ([]gpu.Device, error) {
+// numbers, and adds to parts where they are. It may have none. Those that cannot
+// be read are left out, and why is said; an error is that the GPU cannot be.
+func (p *Probe) instances(parent gpu.Device, handle nvml.Device, parts map[place]gpu.UUID) (list []gpu.Device, cause string, err error) {
 	most, ret := handle.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("count MIG instances: %w", ret)
+		return nil, "", fmt.Errorf("count MIG instances: %w", ret)
 	}
-	var list []gpu.Device
+	var causes []string
 	for i := range most {
 		part, ret := handle.GetMigDeviceHandleByIndex(i)
 		switch ret {
-		case nvml.SUCCESS:
 		case nvml.ERROR_NOT_FOUND, nvml.ERROR_INVALID_ARGUMENT, nvml.ERROR_NOT_SUPPORTED: // a gap; or MIG mode waits for a reset
 			continue
-		default:
-			return nil, fmt.Errorf("open MIG instance %d: %w", i, ret)
 		}
-		d, at, err := p.instance(parent, handle, part)
-		if err != nil {
-			return nil, fmt.Errorf("MIG instance %d: %w", i, err)
+		var d gpu.Device
+		var at place
+		err := error(ret)
+		if ret == nvml.SUCCESS {
+			d, at, err = p.instance(parent, handle, part)
+		}
+		switch {
+		case errors.Is(err, nvml.ERROR_GPU_IS_LOST):
+			return nil, "", fmt.Errorf("MIG instance %d: %w", i, err)
+		case err != nil:
+			causes = append(causes, fmt.Sprintf("MIG instance %d cannot be read: %v", i, err))
+			continue
 		}
 		d.Instance = i
 		parts[at] = d.UUID
 		list = append(list, d)
 	}
-	return list, nil
+	return list, strings.Join(causes, "; "), nil
 }
 
 // instance reads one MIG instance, and where it is.

@@ -186,26 +186,21 @@ func (p *Probe) devices() ([]gpu.Device, error) {
 	parts := map[place]gpu.UUID{}
 	for i := range n {
 		d, handle, err := p.device(i)
+		var instances []gpu.Device
+		if err == nil && d.MIG {
+			instances, d.Cause, err = p.instances(d, handle, parts)
+		}
 		before, known := p.seen[i]
 		switch {
 		case err == nil:
 			p.seen[i] = d
+			list = append(append(list, d), instances...)
 		case known:
 			before.State, before.Cause = gpu.Unhealthy, fmt.Sprintf("the driver cannot read it: %v", err)
 			list = append(list, before)
-			continue
 		case errors.Is(err, nvml.ERROR_GPU_IS_LOST):
-			continue
 		default:
 			return nil, fmt.Errorf("GPU %d: %w", i, err)
-		}
-		list = append(list, d)
-		if d.MIG {
-			instances, err := p.instances(d, handle, parts)
-			if err != nil {
-				return nil, fmt.Errorf("GPU %d: %w", i, err)
-			}
-			list = append(list, instances...)
 		}
 	}
 	p.mu.Lock()
