@@ -133,12 +133,12 @@ func (n Notice) cause() string {
 // containerID is what engines put into the names of a container's cgroup.
 var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// containerOf returns the container that a process of the host's is in, or "".
-// A process that is gone is not ok.
-func containerOf(proc string, pid int) (container string, ok bool) {
+// containersOf returns the containers that a process of the host's is in, the
+// outermost first. A process that is gone is not ok.
+func containersOf(proc string, pid int) (containers []string, ok bool) {
 	text, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-		return "", false
+		return nil, false
 	}
-	return string(containerID.Find(text)), true // what cannot be read is nobody's
+	return containerID.FindAllString(string(text), -1), true // what cannot be read is nobody's
 }

@@ -395,7 +395,8 @@ func (i *Inventory) Return(ctx context.Context, uuid UUID, by string) error {
 	return nil
 }
 
-// giveBack forgets an outage.
+// giveBack forgets an outage, in memory first: what happens to the device from then
+// on is a new one.
 func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 	i.saving.Lock()
 	defer i.saving.Unlock()
@@ -406,6 +407,10 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 		d.Index = o.Index
 	}
 	label := d.Label()
+	if o != nil && fault == "" {
+		delete(i.outages, uuid)
+		i.devices = slices.DeleteFunc(slices.Clone(i.devices), func(d Device) bool { return d.UUID == uuid }) // until the next look
+	}
 	i.mu.Unlock()
 	switch {
 	case o == nil:
@@ -420,12 +425,11 @@ func (i *Inventory) giveBack(ctx context.Context, uuid UUID, by string) error {
 		return i.tell(ctx, tx, i.within(uuid), Event{Kind: "gpu.returned", By: by, Detail: fmt.Sprintf("GPU %s: was out for: %s", label, o.Cause)})
 	})
 	if err != nil {
+		i.mu.Lock()
+		i.outages[uuid] = cmp.Or(i.outages[uuid], o)
+		i.mu.Unlock()
 		return fmt.Errorf("return GPU %s: %w", label, err)
 	}
-	i.mu.Lock()
-	delete(i.outages, uuid)
-	i.devices = slices.DeleteFunc(slices.Clone(i.devices), func(d Device) bool { return d.UUID == uuid }) // until the next look
-	i.mu.Unlock()
 	return nil
 }
 

@@ -395,3 +395,29 @@ func TestPartitionedWhileLent(t *testing.T) {
 		r.want(1, Fit, "")
 	})
 }
+
+// What happens while a GPU is being returned is not forgotten.
+func TestHitWhileReturned(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		uuid := r.f.devices[0].UUID
+		if err := r.Take(t.Context(), uuid, "root", "to be reset"); err != nil {
+			t.Fatal(err)
+		}
+		note := r.Record
+		r.Record = func(ctx context.Context, tx *sql.Tx, e Event) error {
+			if e.Kind == "gpu.returned" {
+				r.f.notices <- Notice{GPU: uuid, XID: 79}
+			}
+			return note(ctx, tx, e)
+		}
+		if err := r.Return(t.Context(), uuid, "root"); err != nil {
+			t.Fatal(err)
+		}
+		pass(lookEvery)
+		for range 2 {
+			r.want(0, Unhealthy, "XID 79")
+			r.down()
+			r.start()
+		}
+	})
+}

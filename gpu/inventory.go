@@ -97,9 +97,7 @@ func (i *Inventory) Start(ctx context.Context) error {
 	i.ended, i.told = map[string]bool{}, map[Notice]time.Time{}
 	i.wake, i.looking = make(chan struct{}, 1), make(chan struct{}, 1)
 	i.ctx, i.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if err := i.look(ctx); err != nil {
-		i.Log.Warn("the GPUs cannot be seen yet", "err", err)
-	}
+	_ = i.look(ctx) // missed has told if there is no answer
 	i.work.Go(i.keepLooking)
 	i.work.Go(i.keepWatching)
 	return nil
@@ -220,6 +218,9 @@ func (i *Inventory) ask(ctx context.Context) (view, error) {
 	if v.devices, err = i.Driver.Devices(ctx); err != nil {
 		return v, err
 	}
+	if err := distinct(v.devices); err != nil {
+		return v, err
+	}
 	if v.readings, err = i.Driver.Readings(ctx); err != nil {
 		return v, err
 	}
@@ -229,6 +230,18 @@ func (i *Inventory) ask(ctx context.Context) (view, error) {
 	i.whose(ctx, v.readings)
 	v.leases, err = i.Ledger.Leases(ctx)
 	return v, err
+}
+
+// distinct returns an error unless each of the devices is another.
+func distinct(devices []Device) error {
+	seen := map[UUID]bool{"": true}
+	for _, d := range devices {
+		if seen[d.UUID] {
+			return fmt.Errorf("the driver has no name of its own for GPU %s: %q", d.Label(), d.UUID)
+		}
+		seen[d.UUID] = true
+	}
+	return nil
 }
 
 // whose finds out which session each process is of, and drops those that are
@@ -251,10 +264,15 @@ func (i *Inventory) whose(ctx context.Context, readings map[UUID]Reading) {
 		}
 		var left []Process
 		for _, p := range r.Processes {
-			if container, ok := containerOf(i.proc, p.PID); ok {
-				p.Session = sessions[container]
-				left = append(left, p)
+			containers, ok := containersOf(i.proc, p.PID)
+			if !ok {
+				continue
 			}
+			// The outermost of them: in theirs, people can name what they like.
+			if n := slices.IndexFunc(containers, func(c string) bool { return sessions[c] != "" }); n >= 0 {
+				p.Session = sessions[containers[n]]
+			}
+			left = append(left, p)
 		}
 		r.Processes = left
 		readings[uuid] = r
@@ -274,7 +292,7 @@ func (i *Inventory) missed(err error) {
 		return
 	}
 	i.mu.Lock()
-	first := i.err == nil
+	first := i.err == nil || errors.Is(i.err, errUnknown)
 	i.err = err
 	i.mu.Unlock()
 	if first {

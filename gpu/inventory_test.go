@@ -307,6 +307,39 @@ func TestInventoryOfASilentDriver(t *testing.T) {
 		}
 		r.f.change(func(f *fakeDriver) { f.err = nil })
 		r.want(0, Fit, "")
+		if got := r.events(); got != "gpu.silent gpu.answers" {
+			t.Errorf("events %q", got)
+		}
+	})
+}
+
+// What a driver says that cannot be so is no answer.
+func TestLyingDriver(t *testing.T) {
+	for name, lie := range map[string]func(devices []Device){
+		"two that are one": func(devices []Device) { devices[1].UUID = devices[0].UUID },
+		"one that is none": func(devices []Device) { devices[1].UUID = "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 2, func(t *testing.T, r *rig) {
+				r.f.change(func(f *fakeDriver) { f.devices = slices.Clone(f.devices); lie(f.devices) })
+				pass(2 * maxAge)
+				if list, err := r.Devices(t.Context()); err == nil {
+					t.Errorf("devices %+v", list)
+				}
+			})
+		})
+	}
+}
+
+// A process is its session's also where the engine itself runs in a container,
+// and where the session runs containers.
+func TestProcessInNestedContainers(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		outer, ours, inner := strings.Repeat("0", 64), strings.Repeat("a", 64), strings.Repeat("c", 64)
+		r.process(7, outer+".scope/docker/"+ours+"/docker/"+inner)
+		r.f.read(r.f.devices[0].UUID, func(r *Reading) { r.Processes = []Process{{PID: 7}} })
+		pass(lookEvery)
+		r.want(0, Settling, "process 7 of session sa")
 	})
 }
 
