@@ -37,7 +37,7 @@ func (r *Refusal) Error() string { return r.Cause }
 
 // assess works out the state of each device from what was seen, keeps it for
 // those who ask, and tells of what has changed.
-func (i *Inventory) assess(ctx context.Context, v view) {
+func (i *Inventory) assess(v view) {
 	i.mu.Lock()
 	answers := i.err != nil && !errors.Is(i.err, errUnknown)
 	before := map[UUID]Device{}
@@ -62,15 +62,16 @@ func (i *Inventory) assess(ctx context.Context, v view) {
 	}
 	i.at, i.err = v.at, nil
 	i.version, i.devices, i.readings = v.version, devices, v.readings
+	i.past = append(slices.DeleteFunc(i.past, func(p view) bool { return v.at.Sub(p.at) >= busyTime }), v)
 	i.mu.Unlock()
 
 	if answers {
 		i.Log.Info("the GPUs answer again")
-		i.record(ctx, "", Event{Kind: "gpu.answers", Detail: "the GPUs answer again"})
+		i.record("", Event{Kind: "gpu.answers", Detail: "the GPUs answer again"})
 	}
 	for _, d := range devices {
 		if was := before[d.UUID].State; was != d.State && was != Unhealthy && d.State != Unhealthy {
-			i.tellState(ctx, d, before[d.UUID])
+			i.tellState(d, before[d.UUID])
 		}
 	}
 }
@@ -162,7 +163,7 @@ func (v view) holdsPart(d Device, holder map[UUID]string) string {
 func leftover(memory uint64) uint64 { return min(max(memory/16, 256<<20), 2<<30) }
 
 // tellState tells of a device whose state has changed and will again by itself.
-func (i *Inventory) tellState(ctx context.Context, d, before Device) {
+func (i *Inventory) tellState(d, before Device) {
 	kind, detail := "gpu.fit", fmt.Sprintf("GPU %s may be lent again", d.Label())
 	switch d.State {
 	case BusyElsewhere:
@@ -173,13 +174,13 @@ func (i *Inventory) tellState(ctx context.Context, d, before Device) {
 		detail += " (was " + string(before.State) + ")"
 	}
 	i.Log.Info("GPU state changed", "gpu", d.Label(), "state", kind, "cause", d.Cause)
-	i.record(ctx, "", Event{Kind: kind, Detail: detail})
+	i.record("", Event{Kind: kind, Detail: detail})
 }
 
 // record notes an event that nothing depends on, for who holds the device, too,
-// unless that is "".
-func (i *Inventory) record(ctx context.Context, uuid UUID, e Event) {
-	err := db.InTx(ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.tell(ctx, tx, []UUID{uuid}, e) })
+// unless that is "". Who has asked for the look that found it may leave.
+func (i *Inventory) record(uuid UUID, e Event) {
+	err := db.InTx(i.ctx, i.Ledger.db, func(tx *sql.Tx) error { return i.tell(i.ctx, tx, []UUID{uuid}, e) })
 	if err != nil && i.ctx.Err() == nil {
 		i.Log.Warn("cannot note an event", "kind", e.Kind, "err", err)
 	}
@@ -263,7 +264,7 @@ func (i *Inventory) hit(n Notice) {
 	}
 	if !again {
 		i.Log.Info("the NVIDIA driver reports an error", "gpu", d.Label(), "cause", n.cause())
-		i.record(i.ctx, d.UUID, Event{Kind: "gpu.xid", Detail: fmt.Sprintf("GPU %s: %s", d.Label(), n.cause())})
+		i.record(d.UUID, Event{Kind: "gpu.xid", Detail: fmt.Sprintf("GPU %s: %s", d.Label(), n.cause())})
 	}
 }
 

@@ -22,6 +22,9 @@ const (
 	// unknown, and unknown is not free.
 	maxAge = 3 * lookEvery
 
+	// busyTime is how far Busy looks back: sessions ask it as often.
+	busyTime = 30 * time.Second
+
 	// flushEvery is how often what was used of the leases is written down.
 	flushEvery = time.Minute
 
@@ -68,6 +71,7 @@ type Inventory struct {
 	version  Version          // as all below, of the last look that got an answer
 	devices  []Device         // not changed, only replaced
 	readings map[UUID]Reading // nor this
+	past     []view           // the looks of the last busyTime, of which this is one
 	faults   map[UUID]string  // what the driver says is broken
 	outages  map[UUID]*Outage // what is not lent, in the database and about to be
 	ended    map[string]bool  // sessions whose containers are gone, but whose leases are not yet released
@@ -194,7 +198,7 @@ func (i *Inventory) look(ctx context.Context) error {
 		return err
 	}
 	i.uses.add(v, i.lastLook())
-	i.assess(ctx, v)
+	i.assess(v)
 	if err := i.save(ctx); err != nil && ctx.Err() == nil { // they are out all the same; the next look tries again
 		i.Log.Error("cannot write down that a GPU is unhealthy", "err", err)
 	}
@@ -297,7 +301,7 @@ func (i *Inventory) missed(err error) {
 	i.mu.Unlock()
 	if first {
 		i.Log.Error("the GPUs do not answer; none is lent until they do", "err", err)
-		i.record(i.ctx, "", Event{Kind: "gpu.silent", Detail: "the GPUs do not answer; none is lent until they do"})
+		i.record("", Event{Kind: "gpu.silent", Detail: "the GPUs do not answer; none is lent until they do"})
 	}
 }
 
@@ -350,8 +354,9 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 	return all, i.version, nil
 }
 
-// Busy returns how busy devices are, in percent. Of some nobody can ever know, as
-// of MIG instances: those are left out. An error is that nobody knows now.
+// Busy returns how busy devices were in the last half minute when they were the
+// busiest, in percent. Of some nobody can ever know, as of MIG instances: those are
+// left out. An error is that nobody knows now.
 func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, error) {
 	if _, err := i.Devices(ctx); err != nil {
 		return nil, err
@@ -363,6 +368,9 @@ func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, err
 		d, seen := find(i.devices, uuid)
 		switch percent := reading(i.readings, uuid).Utilization; {
 		case percent >= 0:
+			for _, v := range i.past {
+				percent = max(percent, reading(v.readings, uuid).Utilization)
+			}
 			busy[uuid] = percent
 		case !seen || d.Profile == "" && !d.Simulated:
 			return nil, fmt.Errorf("it is not known how busy %s is", uuid)

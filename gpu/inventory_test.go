@@ -362,6 +362,36 @@ func TestInventoryOfAChangingHost(t *testing.T) {
 	})
 }
 
+// Who asks every half minute misses nothing that was seen between.
+func TestBusyBetweenLooks(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		uuid := r.f.devices[0].UUID
+		percent := 0
+		want := func(most int) {
+			t.Helper()
+			if busy, err := r.Busy(t.Context(), []UUID{uuid}); err != nil || busy[uuid] != most {
+				t.Errorf("busy %v, %v; want %d", busy, err, most)
+			}
+		}
+		for _, percent = range []int{0, 0, 70, 0, 20, 0, 0} {
+			r.f.read(uuid, func(r *Reading) { r.Utilization = percent })
+			pass(lookEvery)
+		}
+		want(20)
+		pass(lookEvery)
+		want(0)
+		r.f.read(uuid, func(r *Reading) { r.Utilization = 90 })
+		pass(lookEvery)
+		r.f.read(uuid, func(r *Reading) { r.Utilization = 0 })
+		pass(2 * lookEvery)
+		want(90)
+		r.f.change(func(f *fakeDriver) { f.err = errors.New("timeout") })
+		pass(2 * maxAge)
+		r.f.change(func(f *fakeDriver) { f.err = nil })
+		want(0)
+	})
+}
+
 // What a driver cannot tell of a whole GPU at the moment is unknown, not idle.
 func TestBusy(t *testing.T) {
 	in(t, 2, func(t *testing.T, r *rig) {
