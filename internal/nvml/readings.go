@@ -97,7 +97,7 @@ func (p *Probe) inside(handle nvml.Device, r *gpu.Reading) {
 // say so without what they keep for themselves, a GiB or more on big GPUs.
 func (p *Probe) memoryUsed(handle nvml.Device) (uint64, nvml.Return) {
 	if p.has("nvmlDeviceGetMemoryInfo_v2") {
-		if memory, ret := handle.GetMemoryInfo_v2(); ret != nvml.ERROR_NOT_SUPPORTED {
+		if memory, ret := handle.GetMemoryInfo_v2(); ret == nvml.SUCCESS { // MIG instances have it not
 			return memory.Used, ret
 		}
 	}

@@ -65,6 +65,11 @@ func TestFault(t *testing.T) {
 			d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) { panic("called what is not there") }
 			d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { panic("called what is not there") }
 		}, ""},
+		"a driver with another notion of memory": {func(_ *server.Server, d *server.Device) {
+			d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) {
+				return nvml.Memory_v2{}, nvml.ERROR_ARGUMENT_VERSION_MISMATCH
+			}
+		}, ""},
 		"pages pending": {func(_ *server.Server, d *server.Device) {
 			d.GetRetiredPagesPendingStatusFunc = func() (nvml.EnableState, nvml.Return) { return nvml.FEATURE_ENABLED, nvml.SUCCESS }
 		}, "waits to be retired"},
@@ -107,6 +112,9 @@ func TestFault(t *testing.T) {
 			got := readings[gpu.UUID(device(host, 5).UUID)].Fault
 			if !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
 				t.Errorf("fault %q; want %q", got, tt.want)
+			}
+			if r := readings[gpu.UUID(device(host, 5).UUID)]; r.Err != nil {
+				t.Errorf("it cannot be read: %v", r.Err)
 			}
 			if other := readings[gpu.UUID(device(host, 4).UUID)].Fault; other != "" {
 				t.Errorf("the next GPU has %q", other)
