@@ -22,7 +22,7 @@ func (r *Runtime) checkLimits(ctx context.Context, spec sessions.Spec) error {
 			Exit: fault.ExitFailed,
 			Say:  "it cannot be seen which limits the container has, so it is gone again",
 			Hint: "ask your administrator to look at it",
-			Err:  err,
+			Err:  fmt.Errorf("limits of session %s: %w", spec.Session, err),
 		}
 	}
 	without := exceeded(spec.Limits, machineCPUs(), h)
@@ -45,18 +45,18 @@ type held struct {
 
 // limitsOf reads what session's container is held to.
 func (r *Runtime) limitsOf(ctx context.Context, session string) (h held, err error) {
-	if h.Usage, err = r.Usage(ctx, session); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, enginePatience)
+	defer cancel()
+	g, err := r.groupFor(ctx, session)
+	if err != nil {
 		return h, err
 	}
-	r.mu.Lock()
-	g := r.groups[session]
-	r.mu.Unlock()
-	mounts, err := os.ReadFile(g.process + "/mountinfo")
-	if err != nil {
-		return h, fmt.Errorf("limits of session %s: %w", session, err)
+	if h.Usage, err = g.usage(); err != nil {
+		return h, err
 	}
+	mounts, err := os.ReadFile(g.process + "/mountinfo")
 	h.shm = shmSize(string(mounts))
-	return h, nil
+	return h, err
 }
 
 // exceeded returns in words those of limits to which nobody holds the container, on
