@@ -28,6 +28,9 @@ const (
 	// flushEvery is how often what was used of the leases is written down.
 	flushEvery = time.Minute
 
+	// statusTime is how long people wait for a driver that is silent.
+	statusTime = 3 * time.Second
+
 	// engineTime bounds the question whose containers there are.
 	engineTime = 5 * time.Second
 
@@ -36,8 +39,12 @@ const (
 	maxNotices = time.Minute
 )
 
-// errUnknown is what there is to say about devices that nobody has looked at.
-var errUnknown = errors.New("the GPUs have not been looked at yet")
+var (
+	// errUnknown is what there is to say about devices that nobody has looked at.
+	errUnknown = errors.New("the GPUs have not been looked at yet")
+
+	errUnread = errors.New("it could not be read")
+)
 
 // An Inventory knows the devices as they were a moment ago: it looks at them all
 // the time, so that nobody else has to wait for the driver. It takes those that
@@ -316,11 +323,17 @@ type Seen struct {
 }
 
 // Status returns the devices as they were a moment ago, those that are lent or
-// taken but missing last. An error means that nobody knows.
+// taken but missing last. Of a driver that does not answer they are what it showed
+// last, and unhealthy; an error means that nobody has ever known.
 func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
-	devices, err := i.Devices(ctx)
-	if err != nil {
-		return nil, Version{}, err
+	bounded, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	devices, err := i.Devices(bounded)
+	silent := err != nil
+	if silent {
+		if devices = i.silent(); devices == nil {
+			return nil, Version{}, err
+		}
 	}
 	leases, err := i.Ledger.Leases(ctx)
 	if err != nil {
@@ -332,11 +345,15 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	readings := i.readings
+	if silent {
+		readings = nil
+	}
 	var all []Seen
 	known := map[UUID]bool{}
 	for _, d := range devices {
 		known[d.UUID] = true
-		all = append(all, Seen{Device: d, Reading: reading(i.readings, d.UUID), Lease: held[d.UUID], Outage: i.outageOf(d)})
+		all = append(all, Seen{Device: d, Reading: reading(readings, d.UUID), Lease: held[d.UUID], Outage: i.outageOf(d)})
 	}
 	for _, l := range leases {
 		if !known[l.GPU] {
@@ -352,6 +369,19 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 		}
 	}
 	return all, i.version, nil
+}
+
+// silent returns the devices as they were when the driver answered last, or nil.
+func (i *Inventory) silent() []Device {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	devices := slices.Clone(i.devices)
+	for n := range devices {
+		if d := &devices[n]; d.State != Unhealthy {
+			d.State, d.Cause = Unhealthy, "the driver does not answer"
+		}
+	}
+	return devices
 }
 
 // Busy returns how busy devices were in the last half minute when they were the
@@ -384,5 +414,5 @@ func reading(readings map[UUID]Reading, uuid UUID) Reading {
 	if r, ok := readings[uuid]; ok {
 		return r
 	}
-	return Reading{Utilization: -1, Temperature: -1}
+	return Reading{Utilization: -1, Temperature: -1, Err: errUnread}
 }

@@ -296,6 +296,43 @@ func TestUnknownIsNotFree(t *testing.T) {
 	})
 }
 
+// While the driver does not answer, people see what was there, who holds it and
+// why it is not lent; nothing of what it does.
+func TestStatusOfASilentDriver(t *testing.T) {
+	in(t, 2, func(t *testing.T, r *rig) {
+		a, b := r.f.devices[0].UUID, r.f.devices[1].UUID
+		r.hold("sa", a)
+		r.f.read(a, func(r *Reading) { r.Utilization = 70 })
+		if err := r.Take(t.Context(), b, "root", "a noisy fan"); err != nil {
+			t.Fatal(err)
+		}
+		pass(lookEvery)
+		r.f.change(func(f *fakeDriver) { f.hangs = true })
+		pass(maxAge + time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		all, _, err := r.Status(ctx)
+		if took := time.Since(began); err != nil || len(all) != 2 || took > 5*time.Second {
+			t.Fatalf("status %+v, %v after %v", all, err, took)
+		}
+		if s := all[0]; s.State != Unhealthy || !strings.Contains(s.Cause, "does not answer") || s.Lease == nil || s.Utilization != -1 || s.Err == nil || s.Outage != nil || s.Missing {
+			t.Errorf("what is held: %+v", s)
+		}
+		if s := all[1]; s.Outage == nil || s.Cause != "a noisy fan" {
+			t.Errorf("what is taken: %+v", s)
+		}
+		r.down()
+		r.start() // and nobody has ever seen them
+		ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if all, _, err := r.Status(ctx); err == nil {
+			t.Errorf("status %+v", all)
+		}
+		r.f.change(func(f *fakeDriver) { f.hangs = false })
+	})
+}
+
 // A driver that answers with errors from the start keeps nothing from starting.
 func TestInventoryOfASilentDriver(t *testing.T) {
 	in(t, 1, func(t *testing.T, r *rig) {
