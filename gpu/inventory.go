@@ -122,7 +122,8 @@ func (i *Inventory) Close() error {
 }
 
 // Devices returns the devices and whether they may be lent, as of a moment ago.
-// If that is too long ago it looks; an error means that nobody knows.
+// If that is too long ago, or the driver has not answered since, it looks; an error
+// means that nobody knows.
 func (i *Inventory) Devices(ctx context.Context) ([]Device, error) {
 	if devices, ok := i.fresh(); ok {
 		return devices, nil
@@ -138,7 +139,7 @@ func (i *Inventory) Devices(ctx context.Context) ([]Device, error) {
 func (i *Inventory) fresh() ([]Device, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.at.IsZero() || time.Since(i.at) > maxAge {
+	if i.err != nil || i.at.IsZero() || time.Since(i.at) > maxAge {
 		return nil, false
 	}
 	return slices.Clone(i.devices), true
@@ -177,12 +178,16 @@ func (i *Inventory) pause() time.Duration {
 // keepWatching has the driver tell of events until Close.
 func (i *Inventory) keepWatching() {
 	for {
+		began := time.Now()
 		err := i.Driver.Watch(i.ctx, i.noticed)
 		if i.ctx.Err() != nil {
 			return
 		}
 		i.Log.Debug("the NVIDIA driver cannot be watched; trying again", "err", err)
 		i.noticed(Notice{}) // a lost GPU ends it
+		if time.Since(began) > lookEvery {
+			continue // what happens meanwhile is lost
+		}
 		select {
 		case <-time.After(lookEvery):
 		case <-i.ctx.Done():

@@ -296,6 +296,37 @@ func TestUnknownIsNotFree(t *testing.T) {
 	})
 }
 
+// Once a look had no answer, what was seen before it counts no more.
+func TestNoAnswerIsUnknownAtOnce(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		r.f.change(func(f *fakeDriver) { f.err = errors.New("broken") })
+		pass(lookEvery)
+		if list, err := r.Devices(t.Context()); err == nil {
+			t.Errorf("devices %+v", list)
+		}
+		r.f.change(func(f *fakeDriver) { f.err = nil })
+		r.want(0, Fit, "")
+		r.f.change(func(f *fakeDriver) { f.err = errors.New("broken") })
+		r.want(0, Fit, "") // as of a moment ago
+	})
+}
+
+// Who has been told of events for a while and is not any more asks again at once:
+// what happens between is lost.
+func TestWatchIsTakenUpAgain(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		pass(time.Hour)
+		began := time.Now()
+		for want := time.Duration(0); want <= 2*lookEvery; want += lookEvery { // but not again and again
+			r.f.broken <- errors.New("a GPU is lost")
+			r.f.notices <- Notice{}
+			if took := time.Since(began); took != want {
+				t.Errorf("taken up after %v; want %v", took, want)
+			}
+		}
+	})
+}
+
 // While the driver does not answer, people see what was there, who holds it and
 // why it is not lent; nothing of what it does.
 func TestStatusOfASilentDriver(t *testing.T) {
