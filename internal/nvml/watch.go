@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/ds01/ds01/gpu"
@@ -21,12 +22,8 @@ const waitTime = 1000 // milliseconds
 const noInstance = ^uint32(0)
 
 // Watch calls notice for each event that the driver tells of, until ctx ends or
-// the driver does not let itself be watched. One Watch can run at a time, and
-// none while an earlier one hangs in the library.
+// the driver does not let itself be watched. One Watch can run at a time.
 func (p *Probe) Watch(ctx context.Context, notice func(gpu.Notice)) error {
-	if p.waits() {
-		return fmt.Errorf("nvml: watch: %w", errHangs)
-	}
 	var set nvml.EventSet
 	err := p.call(ctx, func() (err error) {
 		set, err = p.register()
@@ -104,8 +101,8 @@ func (p *Probe) waits() bool {
 }
 
 // wait waits for one event, without the turn: others may look meanwhile, and one
-// of them may hang for the very reason that the event tells. Like enter it does
-// not wait for a library that hangs.
+// of them may hang for the very reason that the event tells. A library that hangs
+// is waited for until ctx ends, and patience longer.
 func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error) {
 	p.mu.Lock()
 	if p.closed {
@@ -132,13 +129,17 @@ func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error)
 		p.mu.Unlock()
 		done <- r
 	}()
-	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), patience, errHangs)
-	defer cancel()
-	select {
-	case r := <-done:
-		return r.notice, r.err
-	case <-bounded.Done():
-		return gpu.Notice{}, context.Cause(bounded)
+	var late <-chan time.Time
+	end := ctx.Done()
+	for {
+		select {
+		case r := <-done:
+			return r.notice, r.err
+		case <-end:
+			end, late = nil, time.After(patience)
+		case <-late:
+			return gpu.Notice{}, errHangs
+		}
 	}
 }
 
