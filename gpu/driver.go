@@ -56,8 +56,9 @@ type Process struct {
 
 // A Notice is one event that a driver tells of.
 type Notice struct {
-	GPU UUID // a whole one; "" if unknown
-	XID int  // NVIDIA's number of what has happened; 0 is that something has changed
+	GPU      UUID // a whole one; "" if unknown
+	Instance UUID // of it, if it is about that alone; or ""
+	XID      int  // NVIDIA's number of what has happened; 0 is that something has changed
 }
 
 // Quiet makes a Driver of a Probe for devices of which there is nothing to
@@ -86,13 +87,14 @@ func (Quiet) Watch(ctx context.Context, _ func(Notice)) error {
 // An XID is what one of NVIDIA's error numbers means.
 type XID struct {
 	Says  string
-	Fatal bool // the GPU needs a reset, or worse, before anybody can use it
+	Fatal bool // the GPU needs a reset, or worse, before anybody else should get it
 }
 
 // xids is what NVIDIA's catalog of them says about the numbers that are worth
 // words (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html).
-// Fatal are those whose immediate action is a reset or a reboot, save 109: a
-// program can bring that about, and could take GPUs from everybody.
+// Fatal are those whose action is a reset or a reboot, at once or after the
+// session, save 109: a program can bring that about, and could take GPUs from
+// everybody.
 var xids = map[int]XID{
 	13:  {"a program did something wrong on it", false},
 	31:  {"a program used memory that it does not have", false},
@@ -101,12 +103,12 @@ var xids = map[int]XID{
 	46:  {"it stopped processing", true},
 	48:  {"an uncorrectable memory error", true},
 	62:  {"its microcontroller halted", true},
-	63:  {"a bad part of its memory is being replaced", false}, // what is pending then, Reading.Fault says
+	63:  {"a bad part of its memory is to be replaced", true},
 	64:  {"a bad part of its memory could not be replaced", true},
 	74:  {"an NVLink error", true},
 	79:  {"it has fallen off the bus", true},
 	92:  {"many correctable memory errors", false},
-	94:  {"a memory error, contained to one program", false}, // others go on; a reset is for when it suits
+	94:  {"a memory error, contained to one program", true}, // the others go on
 	95:  {"an uncontained memory error", true},
 	109: {"a program did not let go of it in time", false},
 	110: {"a security fault", true},
@@ -131,12 +133,12 @@ func (n Notice) cause() string {
 // containerID is what engines put into the names of a container's cgroup.
 var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// containerOf returns the container that a process of the host's is in, or "".
-// A process that is gone is not ok.
-func containerOf(proc string, pid int) (container string, ok bool) {
+// containersOf returns the containers that a process of the host's is in, the
+// outermost first. A process that is gone is not ok.
+func containersOf(proc string, pid int) (containers []string, ok bool) {
 	text, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-		return "", false
+		return nil, false
 	}
-	return string(containerID.Find(text)), true // what cannot be read is nobody's
+	return containerID.FindAllString(string(text), -1), true // what cannot be read is nobody's
 }

@@ -3,11 +3,12 @@ package gpu
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-func TestContainerOf(t *testing.T) {
+func TestContainersOf(t *testing.T) {
 	a, b := strings.Repeat("a1", 32), strings.Repeat("b2", 32)
 	proc := t.TempDir()
 	for pid, text := range map[string]string{
@@ -18,6 +19,7 @@ func TestContainerOf(t *testing.T) {
 		"5": "0::/system.slice/docker-" + a + ".scope/docker/" + b + "\n", // a container in a container
 		"6": "0::/user.slice/" + a[:63] + "\n",
 		"7": "",
+		"8": "0::/docker/" + a + "/init (deleted)\n", // it has ended, and is not yet buried
 	} {
 		if err := os.MkdirAll(filepath.Join(proc, pid), 0o755); err != nil {
 			t.Fatal(err)
@@ -26,12 +28,12 @@ func TestContainerOf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for pid, want := range map[int]string{1: "", 2: a, 3: a, 4: a, 5: a, 6: "", 7: ""} {
-		if got, ok := containerOf(proc, pid); !ok || got != want {
+	for pid, want := range map[int][]string{1: nil, 2: {a}, 3: {a}, 4: {a, a}, 5: {a, b}, 6: nil, 7: nil, 8: {a}} {
+		if got, ok := containersOf(proc, pid); !ok || !slices.Equal(got, want) {
 			t.Errorf("process %d is in %q, %v; want %q", pid, got, ok, want)
 		}
 	}
-	if got, ok := containerOf(proc, 99); ok {
+	if got, ok := containersOf(proc, 99); ok {
 		t.Errorf("a process that is gone is in %q", got)
 	}
 }

@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -24,14 +25,14 @@ func TestFaults(t *testing.T) {
 		"a change": {xid(0), "", ""},
 		"XID 13":   {xid(13), "", "gpu.xid"},
 		"XID 31":   {xid(31), "", "gpu.xid"},
-		"XID 63":   {xid(63), "", "gpu.xid"},
-		"XID 94":   {xid(94), "", "gpu.xid"},
 		"XID 109":  {xid(109), "", "gpu.xid"},
 		"XID 9999": {xid(9999), "", "gpu.xid"},
 		"XID 48":   {xid(48), "XID 48: an uncorrectable memory error", "gpu.unhealthy"},
+		"XID 63":   {xid(63), "XID 63: ", "gpu.unhealthy"},
 		"XID 64":   {xid(64), "XID 64: ", "gpu.unhealthy"},
 		"XID 74":   {xid(74), "XID 74: ", "gpu.unhealthy"},
 		"XID 79":   {xid(79), "XID 79: it has fallen off the bus", "gpu.unhealthy"},
+		"XID 94":   {xid(94), "XID 94: ", "gpu.unhealthy"},
 		"XID 95":   {xid(95), "XID 95: ", "gpu.unhealthy"},
 		"XID 119":  {xid(119), "XID 119: ", "gpu.unhealthy"},
 		"a GPU that nobody knows": {func(r *rig) { r.f.notices <- Notice{XID: 79} },
@@ -307,7 +308,7 @@ func TestHolderIsTold(t *testing.T) {
 	in(t, 2, func(t *testing.T, r *rig) {
 		a, b := r.f.devices[0].UUID, r.f.devices[1].UUID
 		r.hold("sa", a)
-		for _, n := range []Notice{{a, 31}, {b, 31}, {a, 79}, {a, 79}, {b, 48}} {
+		for _, n := range []Notice{{GPU: a, XID: 31}, {GPU: b, XID: 31}, {GPU: a, XID: 79}, {GPU: a, XID: 79}, {GPU: b, XID: 48}} {
 			r.f.notices <- n
 			pass(time.Second)
 		}
@@ -321,10 +322,102 @@ func TestHolderIsTold(t *testing.T) {
 		}
 		// What is out already can be hit again.
 		pass(maxNotices)
-		r.f.notices <- Notice{a, 79}
+		r.f.notices <- Notice{GPU: a, XID: 79}
 		synctest.Wait()
 		if got := r.events(); !strings.HasSuffix(got, " gpu.xid") {
 			t.Errorf("events %q", got)
+		}
+	})
+}
+
+// An error of one MIG instance is told to who holds that; one that takes the
+// whole GPU out, to all who hold a part of it.
+func TestHoldersOfInstancesAreTold(t *testing.T) {
+	in(t, 2, func(t *testing.T, r *rig) {
+		r.partition("1g.10gb", "1g.10gb", "2g.20gb")
+		d := r.f.devices
+		r.hold("sa", d[2].UUID)
+		r.hold("sb", d[3].UUID)
+		r.hold("sc", d[0].UUID)
+		pass(lookEvery)
+		for _, n := range []Notice{
+			{GPU: d[1].UUID, Instance: d[2].UUID, XID: 31},
+			{GPU: d[1].UUID, Instance: d[4].UUID, XID: 31}, // which nobody holds
+			{GPU: d[1].UUID, XID: 43},                      // it is not known whose
+			{GPU: d[1].UUID, Instance: d[3].UUID, XID: 95},
+		} {
+			r.f.notices <- n
+			pass(time.Second)
+		}
+		for session, want := range map[string]string{
+			"sa": "GPU 1:0: XID 31 | GPU 1: XID 95", "sb": "GPU 1: XID 95", "sc": "", "": "GPU 1:2: XID 31 | GPU 1: XID 43",
+		} {
+			var told sql.NullString
+			err := r.db.QueryRow(`SELECT group_concat(substr(detail, 1, instr(detail, 'XID') + 5), ' | ') FROM events WHERE session = ? AND detail LIKE '%XID%'`, session).Scan(&told)
+			if err != nil || told.String != want {
+				t.Errorf("session %q is told %q, %v; want %q", session, told.String, err, want)
+			}
+		}
+		for n := 1; n < 5; n++ {
+			r.want(n, Unhealthy, "XID 95")
+		}
+	})
+}
+
+// Who was lent a GPU before it was partitioned holds all of it, and who was lent
+// an instance holds a part of what is whole again: nobody else gets either.
+func TestPartitionedWhileLent(t *testing.T) {
+	in(t, 2, func(t *testing.T, r *rig) {
+		whole := r.f.devices
+		r.hold("sa", whole[1].UUID)
+		r.partition("1g.10gb", "1g.10gb")
+		pass(lookEvery)
+		r.want(2, BusyElsewhere, "session sa holds all of it")
+		r.want(3, BusyElsewhere, "session sa holds all of it")
+		r.release("sa")
+		pass(lookEvery)
+		r.want(2, Fit, "")
+
+		r.hold("sb", r.f.devices[2].UUID)
+		pass(lookEvery)
+		r.want(2, Fit, "")
+		r.want(3, Fit, "")
+		r.f.change(func(f *fakeDriver) { f.devices = whole })
+		pass(lookEvery)
+		r.want(0, Fit, "")
+		r.want(1, BusyElsewhere, "session sb holds a part of it")
+		r.down()
+		r.start() // which knows nothing of the instances
+		r.want(0, Fit, "")
+		r.want(1, BusyElsewhere, "session sb holds a part of it")
+		r.release("sb")
+		pass(lookEvery)
+		r.want(1, Fit, "")
+	})
+}
+
+// What happens while a GPU is being returned is not forgotten.
+func TestHitWhileReturned(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		uuid := r.f.devices[0].UUID
+		if err := r.Take(t.Context(), uuid, "root", "to be reset"); err != nil {
+			t.Fatal(err)
+		}
+		note := r.Record
+		r.Record = func(ctx context.Context, tx *sql.Tx, e Event) error {
+			if e.Kind == "gpu.returned" {
+				r.f.notices <- Notice{GPU: uuid, XID: 79}
+			}
+			return note(ctx, tx, e)
+		}
+		if err := r.Return(t.Context(), uuid, "root"); err != nil {
+			t.Fatal(err)
+		}
+		pass(lookEvery)
+		for range 2 {
+			r.want(0, Unhealthy, "XID 79")
+			r.down()
+			r.start()
 		}
 	})
 }

@@ -22,8 +22,14 @@ const (
 	// unknown, and unknown is not free.
 	maxAge = 3 * lookEvery
 
+	// busyTime is how far Busy looks back: sessions ask it as often.
+	busyTime = 30 * time.Second
+
 	// flushEvery is how often what was used of the leases is written down.
 	flushEvery = time.Minute
+
+	// statusTime is how long people wait for a driver that is silent.
+	statusTime = 3 * time.Second
 
 	// engineTime bounds the question whose containers there are.
 	engineTime = 5 * time.Second
@@ -33,8 +39,12 @@ const (
 	maxNotices = time.Minute
 )
 
-// errUnknown is what there is to say about devices that nobody has looked at.
-var errUnknown = errors.New("the GPUs have not been looked at yet")
+var (
+	// errUnknown is what there is to say about devices that nobody has looked at.
+	errUnknown = errors.New("the GPUs have not been looked at yet")
+
+	errUnread = errors.New("it could not be read")
+)
 
 // An Inventory knows the devices as they were a moment ago: it looks at them all
 // the time, so that nobody else has to wait for the driver. It takes those that
@@ -68,6 +78,7 @@ type Inventory struct {
 	version  Version          // as all below, of the last look that got an answer
 	devices  []Device         // not changed, only replaced
 	readings map[UUID]Reading // nor this
+	past     []view           // the looks of the last busyTime, of which this is one
 	faults   map[UUID]string  // what the driver says is broken
 	outages  map[UUID]*Outage // what is not lent, in the database and about to be
 	ended    map[string]bool  // sessions whose containers are gone, but whose leases are not yet released
@@ -97,9 +108,7 @@ func (i *Inventory) Start(ctx context.Context) error {
 	i.ended, i.told = map[string]bool{}, map[Notice]time.Time{}
 	i.wake, i.looking = make(chan struct{}, 1), make(chan struct{}, 1)
 	i.ctx, i.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if err := i.look(ctx); err != nil {
-		i.Log.Warn("the GPUs cannot be seen yet", "err", err)
-	}
+	_ = i.look(ctx) // missed has told if there is no answer
 	i.work.Go(i.keepLooking)
 	i.work.Go(i.keepWatching)
 	return nil
@@ -113,7 +122,8 @@ func (i *Inventory) Close() error {
 }
 
 // Devices returns the devices and whether they may be lent, as of a moment ago.
-// If that is too long ago it looks; an error means that nobody knows.
+// If that is too long ago, or the driver has not answered since, it looks; an error
+// means that nobody knows.
 func (i *Inventory) Devices(ctx context.Context) ([]Device, error) {
 	if devices, ok := i.fresh(); ok {
 		return devices, nil
@@ -129,7 +139,7 @@ func (i *Inventory) Devices(ctx context.Context) ([]Device, error) {
 func (i *Inventory) fresh() ([]Device, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.at.IsZero() || time.Since(i.at) > maxAge {
+	if i.err != nil || i.at.IsZero() || time.Since(i.at) > maxAge {
 		return nil, false
 	}
 	return slices.Clone(i.devices), true
@@ -168,12 +178,16 @@ func (i *Inventory) pause() time.Duration {
 // keepWatching has the driver tell of events until Close.
 func (i *Inventory) keepWatching() {
 	for {
+		began := time.Now()
 		err := i.Driver.Watch(i.ctx, i.noticed)
 		if i.ctx.Err() != nil {
 			return
 		}
 		i.Log.Debug("the NVIDIA driver cannot be watched; trying again", "err", err)
 		i.noticed(Notice{}) // a lost GPU ends it
+		if time.Since(began) > lookEvery {
+			continue // what happens meanwhile is lost
+		}
 		select {
 		case <-time.After(lookEvery):
 		case <-i.ctx.Done():
@@ -196,7 +210,7 @@ func (i *Inventory) look(ctx context.Context) error {
 		return err
 	}
 	i.uses.add(v, i.lastLook())
-	i.assess(ctx, v)
+	i.assess(v)
 	if err := i.save(ctx); err != nil && ctx.Err() == nil { // they are out all the same; the next look tries again
 		i.Log.Error("cannot write down that a GPU is unhealthy", "err", err)
 	}
@@ -220,6 +234,9 @@ func (i *Inventory) ask(ctx context.Context) (view, error) {
 	if v.devices, err = i.Driver.Devices(ctx); err != nil {
 		return v, err
 	}
+	if err := distinct(v.devices); err != nil {
+		return v, err
+	}
 	if v.readings, err = i.Driver.Readings(ctx); err != nil {
 		return v, err
 	}
@@ -229,6 +246,18 @@ func (i *Inventory) ask(ctx context.Context) (view, error) {
 	i.whose(ctx, v.readings)
 	v.leases, err = i.Ledger.Leases(ctx)
 	return v, err
+}
+
+// distinct returns an error unless each of the devices is another.
+func distinct(devices []Device) error {
+	seen := map[UUID]bool{"": true}
+	for _, d := range devices {
+		if seen[d.UUID] {
+			return fmt.Errorf("the driver has no name of its own for GPU %s: %q", d.Label(), d.UUID)
+		}
+		seen[d.UUID] = true
+	}
+	return nil
 }
 
 // whose finds out which session each process is of, and drops those that are
@@ -251,10 +280,15 @@ func (i *Inventory) whose(ctx context.Context, readings map[UUID]Reading) {
 		}
 		var left []Process
 		for _, p := range r.Processes {
-			if container, ok := containerOf(i.proc, p.PID); ok {
-				p.Session = sessions[container]
-				left = append(left, p)
+			containers, ok := containersOf(i.proc, p.PID)
+			if !ok {
+				continue
 			}
+			// The outermost of them: in theirs, people can name what they like.
+			if n := slices.IndexFunc(containers, func(c string) bool { return sessions[c] != "" }); n >= 0 {
+				p.Session = sessions[containers[n]]
+			}
+			left = append(left, p)
 		}
 		r.Processes = left
 		readings[uuid] = r
@@ -274,12 +308,12 @@ func (i *Inventory) missed(err error) {
 		return
 	}
 	i.mu.Lock()
-	first := i.err == nil
+	first := i.err == nil || errors.Is(i.err, errUnknown)
 	i.err = err
 	i.mu.Unlock()
 	if first {
 		i.Log.Error("the GPUs do not answer; none is lent until they do", "err", err)
-		i.record(i.ctx, "", Event{Kind: "gpu.silent", Detail: "the GPUs do not answer; none is lent until they do"})
+		i.record("", Event{Kind: "gpu.silent", Detail: "the GPUs do not answer; none is lent until they do"})
 	}
 }
 
@@ -294,11 +328,17 @@ type Seen struct {
 }
 
 // Status returns the devices as they were a moment ago, those that are lent or
-// taken but missing last. An error means that nobody knows.
+// taken but missing last. Of a driver that does not answer they are what it showed
+// last, and unhealthy; an error means that nobody has ever known.
 func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
-	devices, err := i.Devices(ctx)
-	if err != nil {
-		return nil, Version{}, err
+	bounded, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	devices, err := i.Devices(bounded)
+	silent := err != nil
+	if silent {
+		if devices = i.silent(); devices == nil {
+			return nil, Version{}, err
+		}
 	}
 	leases, err := i.Ledger.Leases(ctx)
 	if err != nil {
@@ -310,11 +350,15 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	readings := i.readings
+	if silent {
+		readings = nil
+	}
 	var all []Seen
 	known := map[UUID]bool{}
 	for _, d := range devices {
 		known[d.UUID] = true
-		all = append(all, Seen{Device: d, Reading: reading(i.readings, d.UUID), Lease: held[d.UUID], Outage: i.outageOf(d)})
+		all = append(all, Seen{Device: d, Reading: reading(readings, d.UUID), Lease: held[d.UUID], Outage: i.outageOf(d)})
 	}
 	for _, l := range leases {
 		if !known[l.GPU] {
@@ -332,8 +376,22 @@ func (i *Inventory) Status(ctx context.Context) ([]Seen, Version, error) {
 	return all, i.version, nil
 }
 
-// Busy returns how busy devices are, in percent. Of some nobody can ever know, as
-// of MIG instances: those are left out. An error is that nobody knows now.
+// silent returns the devices as they were when the driver answered last, or nil.
+func (i *Inventory) silent() []Device {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	devices := slices.Clone(i.devices)
+	for n := range devices {
+		if d := &devices[n]; d.State != Unhealthy {
+			d.State, d.Cause = Unhealthy, "the driver does not answer"
+		}
+	}
+	return devices
+}
+
+// Busy returns how busy devices were in the last half minute when they were the
+// busiest, in percent. Of some nobody can ever know, as of MIG instances: those are
+// left out. An error is that nobody knows now.
 func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, error) {
 	if _, err := i.Devices(ctx); err != nil {
 		return nil, err
@@ -345,6 +403,9 @@ func (i *Inventory) Busy(ctx context.Context, devices []UUID) (map[UUID]int, err
 		d, seen := find(i.devices, uuid)
 		switch percent := reading(i.readings, uuid).Utilization; {
 		case percent >= 0:
+			for _, v := range i.past {
+				percent = max(percent, reading(v.readings, uuid).Utilization)
+			}
 			busy[uuid] = percent
 		case !seen || d.Profile == "" && !d.Simulated:
 			return nil, fmt.Errorf("it is not known how busy %s is", uuid)
@@ -358,5 +419,5 @@ func reading(readings map[UUID]Reading, uuid UUID) Reading {
 	if r, ok := readings[uuid]; ok {
 		return r
 	}
-	return Reading{Utilization: -1, Temperature: -1}
+	return Reading{Utilization: -1, Temperature: -1, Err: errUnread}
 }

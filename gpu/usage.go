@@ -40,7 +40,7 @@ func (u *uses) add(v view, last time.Time) {
 		}
 		s := (*u)[use{l.Session, l.GPU}]
 		s.watched += took
-		s.used += took * time.Duration(percent) / 100
+		s.used += took * time.Duration(min(percent, 100)) / 100
 		(*u)[use{l.Session, l.GPU}] = s
 	}
 }

@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"math"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -53,6 +54,29 @@ func TestUsageIsSummedUp(t *testing.T) {
 			t.Errorf("at the end %+v", u)
 		}
 		r.start()
+	})
+}
+
+// A crash loses what was not written down, for a minute at most, and makes
+// nothing up: neither of the time in which nobody looked, nor from a driver that
+// says more than there can be.
+func TestUsageAfterACrash(t *testing.T) {
+	in(t, 1, func(t *testing.T, r *rig) {
+		uuid := r.f.devices[0].UUID
+		r.hold("sa", uuid)
+		r.f.read(uuid, func(r *Reading) { r.Utilization = math.MaxInt32 })
+		for range 3 {
+			pass(10 * time.Minute)
+			r.stop() // and nothing is flushed
+			r.work.Wait()
+			pass(20 * time.Minute)
+			r.start()
+		}
+		r.release("sa")
+		u := r.usageOf()
+		if u.Held != 90*time.Minute || u.Watched < 27*time.Minute || u.Watched > 30*time.Minute || u.Used != u.Watched {
+			t.Errorf("usage %+v", u)
+		}
 	})
 }
 

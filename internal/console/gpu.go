@@ -128,9 +128,10 @@ func (c *call) gpus() *cobra.Command {
 		example: "ds01 gpu show 3",
 		run:     func(_ *cobra.Command, args []string) error { return c.gpuShow(args[0]) },
 	}), c.gpuTake(), c.leaf(leaf{
-		use:     "return DEVICE",
-		short:   "Let a GPU be lent again that was unhealthy or taken",
-		long:    "What the driver still says is broken has to be reset first: see nvidia-smi --gpu-reset.",
+		use:   "return DEVICE",
+		short: "Let a GPU be lent again that was unhealthy or taken",
+		long: "What the driver still says is broken has to be reset first: see nvidia-smi --gpu-reset. That is\n" +
+			"refused while any program looks at the GPU: stop ds01 meanwhile; sessions on other GPUs go on.",
 		example: "ds01 gpu return 3",
 		admin:   true,
 		run:     func(_ *cobra.Command, args []string) error { return c.gpuReturn(args[0]) },

@@ -1,12 +1,12 @@
 // Package docker is a sessions.Runtime on the Docker Engine. It owns what a
 // session's container is made of (spec.go), its GPUs (gpus.go) and variables
-// (environment.go), how it comes (launch.go) and goes (stop.go), how its death is
-// noticed (watch.go), what it uses (usage.go) and what its agent says (log.go). It
-// is a sessions.Builder, too: what a Dockerfile may say (dockerfile.go), what of a
-// workspace is sent along (context.go), and how the engine builds it (build.go).
-// What happens inside the container is the agent's business: the engine is never
-// asked to exec, attach or copy. The engine's labels say which containers are ours;
-// nothing about them is kept here.
+// (environment.go), how it comes (launch.go), with its limits (limits.go), and goes
+// (stop.go), how its death is noticed (watch.go), what it uses (usage.go) and what
+// its agent says (log.go). It is a sessions.Builder, too: what a Dockerfile may say
+// (dockerfile.go), what of a workspace is sent along (context.go), and how the
+// engine builds it (build.go). What happens inside the container is the agent's
+// business: the engine is never asked to exec, attach or copy. The engine's labels
+// say which containers are ours; nothing about them is kept here.
 package docker
 
 import (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -144,7 +145,9 @@ func deviceRequests(devices []gpu.Device, cdi bool) []containers.DeviceRequest {
 
 // deviceNodes names the nodes of the devices and of the driver. NVIDIA's hook
 // adds them too, but only to the cgroup: after a systemd daemon-reload, which
-// rebuilds that from what the engine was told, they would be gone.
+// rebuilds that from what the engine was told, they would be gone. It also makes
+// those that are not there yet, as MIG instances' often are when they are new; the
+// engine would refuse them.
 func deviceNodes(devices []gpu.Device, exists func(string) bool) []containers.DeviceMapping {
 	if len(devices) == 0 {
 		return nil
@@ -153,14 +156,11 @@ func deviceNodes(devices []gpu.Device, exists func(string) bool) []containers.De
 	for _, d := range devices {
 		paths = append(paths, d.Nodes...)
 	}
-	for _, p := range []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"} {
-		if exists(p) {
-			paths = append(paths, p)
-		}
-	}
+	paths = append(paths, "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 	var nodes []containers.DeviceMapping
 	for i, p := range paths {
-		if !slices.Contains(paths[:i], p) { // MIG instances share their GPU's
+		own := path.Dir(p) == "/dev" && agent.GPUNode(p)          // without it there is no GPU
+		if (own || exists(p)) && !slices.Contains(paths[:i], p) { // MIG instances share their GPU's
 			nodes = append(nodes, containers.DeviceMapping{PathOnHost: p, PathInContainer: p, CgroupPermissions: "rwm"})
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -106,6 +107,37 @@ func TestCDINamesComeAndGo(t *testing.T) {
 	name.Store("MIG-4")
 	if got, err := r.byCDI(t.Context(), []gpu.Device{{UUID: "MIG-3"}}); err != nil || got {
 		t.Errorf("byCDI of a name that is gone = %v, %v", got, err)
+	}
+}
+
+// A node that the host lacks, NVIDIA's hook makes; the engine would refuse it. Only
+// a GPU that has none is none.
+func TestDeviceNodes(t *testing.T) {
+	devices := []gpu.Device{
+		{Nodes: []string{"/dev/nvidia9", "/dev/nvidia-caps/nvidia-cap30"}},
+		{Nodes: []string{"/dev/nvidia9", "/dev/nvidia-caps/nvidia-cap40"}},
+	}
+	lacks := func(names ...string) func(string) bool {
+		return func(path string) bool { return !slices.Contains(names, filepath.Base(path)) }
+	}
+	for name, test := range map[string]struct {
+		devices []gpu.Device
+		exists  func(string) bool
+		want    string
+	}{
+		"none":    {nil, lacks(), ""},
+		"all":     {devices, lacks(), "nvidia9 nvidia-cap30 nvidia-cap40 nvidiactl nvidia-uvm nvidia-uvm-tools"},
+		"a cap":   {devices, lacks("nvidia-cap40"), "nvidia9 nvidia-cap30 nvidiactl nvidia-uvm nvidia-uvm-tools"},
+		"a GPU":   {devices[:1], lacks("nvidia9"), "nvidia9 nvidia-cap30 nvidiactl nvidia-uvm nvidia-uvm-tools"}, // which the engine says
+		"the uvm": {devices[:1], lacks("nvidia-uvm", "nvidia-uvm-tools"), "nvidia9 nvidia-cap30 nvidiactl"},
+	} {
+		var got []string
+		for _, n := range deviceNodes(test.devices, test.exists) {
+			got = append(got, filepath.Base(n.PathOnHost))
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%s: nodes %q; want %q", name, got, test.want)
+		}
 	}
 }
 

@@ -29,17 +29,11 @@ const (
 // stats say the same after a second, even asked once (BenchmarkUsage), and not at
 // all where it hangs: it is asked only once in a session's life, for the group.
 func (r *Runtime) Usage(ctx context.Context, session string) (sessions.Usage, error) {
-	r.mu.Lock()
-	g, known := r.groups[session]
-	r.mu.Unlock()
-	if !known {
-		var err error
-		if g, err = r.findGroup(ctx, session); err != nil {
-			return sessions.Usage{}, fmt.Errorf("usage of session %s: %w", session, err)
-		}
-		r.mu.Lock()
-		r.groups[session] = g
-		r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, usagePatience)
+	defer cancel()
+	g, err := r.groupFor(ctx, session)
+	if err != nil {
+		return sessions.Usage{}, fmt.Errorf("usage of session %s: %w", session, err)
 	}
 	u, err := g.usage()
 	if err != nil {
@@ -49,13 +43,30 @@ func (r *Runtime) Usage(ctx context.Context, session string) (sessions.Usage, er
 	return u, nil
 }
 
+// groupFor returns the group of session's container. ctx bounds the engine, the
+// first time.
+func (r *Runtime) groupFor(ctx context.Context, session string) (group, error) {
+	r.mu.Lock()
+	g, known := r.groups[session]
+	r.mu.Unlock()
+	if known {
+		return g, nil
+	}
+	g, err := r.findGroup(ctx, session)
+	if err != nil {
+		return group{}, err
+	}
+	r.mu.Lock()
+	r.groups[session] = g
+	r.mu.Unlock()
+	return g, nil
+}
+
 // findGroup asks the engine for session's container, and the kernel for its group.
 func (r *Runtime) findGroup(ctx context.Context, session string) (group, error) {
 	if _, err := r.dir(session); err != nil {
 		return group{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, usagePatience)
-	defer cancel()
 	c, err := r.docker.ContainerInspect(ctx, containerName(session))
 	switch {
 	case err != nil:

@@ -14,68 +14,83 @@ import (
 	"github.com/ds01/ds01/gpu"
 )
 
+// A place is where a MIG instance is: the driver's numbers of its GPU instance
+// and of its compute instance there.
+type place struct {
+	gpu    gpu.UUID
+	gi, ci uint32
+}
+
 // instances returns the MIG instances of a partitioned GPU, in order of their
-// numbers. It may have none.
-func (p *Probe) instances(parent gpu.Device, handle nvml.Device) ([]gpu.Device, error) {
+// numbers, and adds to parts where they are. It may have none. Those that cannot
+// be read are left out, and why is said; an error is that the GPU cannot be.
+func (p *Probe) instances(parent gpu.Device, handle nvml.Device, parts map[place]gpu.UUID) (list []gpu.Device, cause string, err error) {
 	most, ret := handle.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("count MIG instances: %w", ret)
+		return nil, "", fmt.Errorf("count MIG instances: %w", ret)
 	}
-	var list []gpu.Device
+	var causes []string
 	for i := range most {
 		part, ret := handle.GetMigDeviceHandleByIndex(i)
 		switch ret {
-		case nvml.SUCCESS:
 		case nvml.ERROR_NOT_FOUND, nvml.ERROR_INVALID_ARGUMENT, nvml.ERROR_NOT_SUPPORTED: // a gap; or MIG mode waits for a reset
 			continue
-		default:
-			return nil, fmt.Errorf("open MIG instance %d: %w", i, ret)
 		}
-		d, err := p.instance(parent, handle, part)
-		if err != nil {
-			return nil, fmt.Errorf("MIG instance %d: %w", i, err)
+		var d gpu.Device
+		var at place
+		err := error(ret)
+		if ret == nvml.SUCCESS {
+			d, at, err = p.instance(parent, handle, part)
+		}
+		switch {
+		case errors.Is(err, nvml.ERROR_GPU_IS_LOST):
+			return nil, "", fmt.Errorf("MIG instance %d: %w", i, err)
+		case err != nil:
+			causes = append(causes, fmt.Sprintf("MIG instance %d cannot be read: %v", i, err))
+			continue
 		}
 		d.Instance = i
+		parts[at] = d.UUID
 		list = append(list, d)
 	}
-	return list, nil
+	return list, strings.Join(causes, "; "), nil
 }
 
-// instance reads one MIG instance.
-func (p *Probe) instance(parent gpu.Device, whole, part nvml.Device) (gpu.Device, error) {
-	d := gpu.Device{Index: parent.Index, Parent: parent.UUID, NUMA: parent.NUMA}
+// instance reads one MIG instance, and where it is.
+func (p *Probe) instance(parent gpu.Device, whole, part nvml.Device) (d gpu.Device, at place, err error) {
+	d = gpu.Device{Index: parent.Index, Parent: parent.UUID, NUMA: parent.NUMA}
 	uuid, ret := part.GetUUID()
 	switch {
 	case ret != nvml.SUCCESS:
-		return d, fmt.Errorf("read UUID: %w", ret)
+		return d, at, fmt.Errorf("read UUID: %w", ret)
 	case uuid == "":
-		return d, errors.New("it has no UUID")
+		return d, at, errors.New("it has no UUID")
 	}
 	d.UUID = gpu.UUID(uuid)
 	if d.Name, ret = part.GetName(); ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read name: %w", ret)
+		return d, at, fmt.Errorf("read name: %w", ret)
 	}
 	attributes, ret := part.GetAttributes()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read attributes: %w", ret)
+		return d, at, fmt.Errorf("read attributes: %w", ret)
 	}
 	d.Memory = attributes.MemorySizeMB << 20
 	d.Slices, d.SlicesOf = int(attributes.ComputeInstanceSliceCount), slicesOf(whole)
 	d.Profile = profile(d.Name, attributes, parent.Memory)
 	gi, ret := part.GetGpuInstanceId()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read GPU instance: %w", ret)
+		return d, at, fmt.Errorf("read GPU instance: %w", ret)
 	}
 	ci, ret := part.GetComputeInstanceId()
 	if ret != nvml.SUCCESS {
-		return d, fmt.Errorf("read compute instance: %w", ret)
+		return d, at, fmt.Errorf("read compute instance: %w", ret)
 	}
 	caps, err := p.capabilities(parent, gi, ci)
 	if err != nil {
-		return d, err
+		return d, at, err
 	}
 	d.Nodes = append(append([]string{}, parent.Nodes...), caps...)
-	return d, nil
+	return d, place{parent.UUID, uint32(gi), uint32(ci)}, nil // #nosec G115 -- small
 }
 
 // slicesOf returns how many compute slices a GPU has: those of its biggest

@@ -124,19 +124,63 @@ func TestInstances(t *testing.T) {
 	}
 }
 
-// Without its device nodes an instance is of no use to anybody.
-func TestInstanceWithoutNodes(t *testing.T) {
-	for name, text := range map[string]string{"no file": "", "another GPU's": "gpu1/gi1/access 30\ngpu1/gi1/ci0/access 31\n"} {
+// An instance that cannot be read, or lacks its device nodes, is of no use to
+// anybody, and keeps nobody from the others. Why it is not there, its GPU says.
+func TestUnreadableInstance(t *testing.T) {
+	for name, spoil := range map[string]func(*Probe, *server.Device){
+		"no nodes": func(p *Probe, _ *server.Device) { p.migMinors(t, "gpu9/gi1/access 30\ngpu9/gi1/ci0/access 31\n") },
+		"unreadable": func(_ *Probe, d *server.Device) {
+			part, _ := d.GetMigDeviceHandleByIndexFunc(2)
+			part.(*mock.Device).GetAttributesFunc = func() (nvml.DeviceAttributes, nvml.Return) {
+				return nvml.DeviceAttributes{}, nvml.ERROR_UNKNOWN
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := machine(dgxa100.New())
+			device(host, 1).Minor = 9
+			partition(device(host, 1), part{1, 0, 3, 19968, "A100 MIG 3g.20gb"}, part{5, 0, 1, 4864, "A100 MIG 1g.5gb"})
+			p := probe(t, host)
+			p.migMinors(t, someMinors)
+			spoil(p, device(host, 1))
+			list, err := p.Devices(t.Context())
+			if err != nil || len(list) != 9 || list[2].UUID != "MIG-1-1-0" {
+				t.Fatalf("devices %+v, %v", list, err)
+			}
+			if d := list[1]; d.State != gpu.Fit || !strings.Contains(d.Cause, "MIG instance 2 cannot be read: ") {
+				t.Errorf("its GPU is %+v", d)
+			}
+		})
+	}
+}
+
+// A partitioned GPU that is lost between two questions is shown as it was.
+func TestLostPartitionedGPU(t *testing.T) {
+	for name, spoil := range map[string]func(*server.Device){
+		"count": func(d *server.Device) {
+			d.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 0, nvml.ERROR_GPU_IS_LOST }
+		},
+		"handle": func(d *server.Device) {
+			d.GetMigDeviceHandleByIndexFunc = func(int) (nvml.Device, nvml.Return) { return nil, nvml.ERROR_GPU_IS_LOST }
+		},
+		"instance": func(d *server.Device) {
+			part, _ := d.GetMigDeviceHandleByIndexFunc(0)
+			part.(*mock.Device).GetNameFunc = func() (string, nvml.Return) { return "", nvml.ERROR_GPU_IS_LOST }
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			host := machine(dgxa100.New())
 			device(host, 1).Minor = 9
 			partition(device(host, 1), part{1, 0, 3, 19968, "A100 MIG 3g.20gb"})
 			p := probe(t, host)
-			if text != "" {
-				p.migMinors(t, text)
+			p.migMinors(t, someMinors)
+			if list, err := p.Devices(t.Context()); err != nil || len(list) != 9 {
+				t.Fatalf("devices %+v, %v", list, err)
 			}
-			if list, err := p.Devices(t.Context()); err == nil {
-				t.Errorf("devices %+v", list)
+			spoil(device(host, 1))
+			list, err := p.Devices(t.Context())
+			if err != nil || len(list) != 8 || list[1].State != gpu.Unhealthy || !list[1].MIG {
+				t.Errorf("devices %+v, %v", list, err)
 			}
 		})
 	}

@@ -35,57 +35,68 @@ type Probe struct {
 	turn chan struct{} // holds a token while a call is in the library
 
 	// Read and written by who has the turn.
-	closed  bool
-	waiting int                    // calls that wait for events in the library
-	seen    map[int]gpu.Device     // by index: what has been read once
-	near    map[pair]gpu.Closeness // does not change while the driver is loaded
+	ready bool                   // the library is initialised
+	seen  map[int]gpu.Device     // by index: what has been read once
+	near  map[pair]gpu.Closeness // does not change while the driver is loaded
 
-	close sync.Once
+	mu      sync.Mutex // guards what follows, and is never held in the library
+	closed  bool
+	waiting bool                     // a call waits for events in the library
+	watched map[nvml.Device]gpu.UUID // of which events come
+	parts   map[place]gpu.UUID       // the MIG instances that were there last
 }
 
-// New loads the library and returns a Probe, or ErrNoDriver. Close it.
+// New loads the library and returns a Probe, or ErrNoDriver. A driver that is
+// there but fails or hangs keeps nobody from starting: each call of a method
+// tries it again. Close the Probe.
 func New() (*Probe, error) { return start(nvml.New()) }
 
-// start initialises lib.
+// start returns a Probe on lib.
 func start(lib nvml.Interface) (*Probe, error) {
 	p := &Probe{lib: lib, root: "/", turn: make(chan struct{}, 1), seen: map[int]gpu.Device{}, near: map[pair]gpu.Closeness{}}
 	// Nobody's request: the program starts, and patience bounds it.
-	err := p.call(context.Background(), func() error {
-		switch ret := lib.Init(); ret {
-		case nvml.SUCCESS:
-			return nil
-		case nvml.ERROR_LIBRARY_NOT_FOUND:
-			return fmt.Errorf("%w: libnvidia-ml.so.1 cannot be loaded", ErrNoDriver)
-		case nvml.ERROR_DRIVER_NOT_LOADED:
-			return fmt.Errorf("%w: its kernel module is not loaded", ErrNoDriver)
-		case nvml.ERROR_LIB_RM_VERSION_MISMATCH:
-			return errors.New("the NVIDIA driver was updated but the old one is still loaded: reboot the host")
-		default:
-			return fmt.Errorf("initialise: %w", ret)
-		}
-	})
-	if err != nil {
+	err := p.call(context.Background(), func() error { return nil })
+	if errors.Is(err, ErrNoDriver) {
 		return nil, fmt.Errorf("nvml: %w", err)
 	}
-	return p, nil
+	return p, nil // what else is wrong, the next call says
+}
+
+// initialise makes the library ready, unless it is. The caller has the turn.
+func (p *Probe) initialise() error {
+	if p.ready {
+		return nil
+	}
+	switch ret := p.lib.Init(); ret {
+	case nvml.SUCCESS:
+		p.ready = true
+		return nil
+	case nvml.ERROR_LIBRARY_NOT_FOUND:
+		return fmt.Errorf("%w: libnvidia-ml.so.1 cannot be loaded", ErrNoDriver)
+	case nvml.ERROR_DRIVER_NOT_LOADED:
+		return fmt.Errorf("%w: its kernel module is not loaded", ErrNoDriver)
+	case nvml.ERROR_LIB_RM_VERSION_MISMATCH:
+		return errors.New("the NVIDIA driver was updated but the old one is still loaded: reboot the host")
+	default:
+		return fmt.Errorf("initialise: %w", ret)
+	}
 }
 
 // Close lets go of the library. It may be called more than once.
 func (p *Probe) Close() error {
-	var err error
-	p.close.Do(func() {
-		err = p.call(context.Background(), func() error {
-			p.closed = true // its functions are gone after this
-			if p.waiting > 0 {
-				return nil // they would go from under who waits; the process ends anyway
-			}
-			if ret := p.lib.Shutdown(); ret != nvml.SUCCESS {
-				return fmt.Errorf("nvml: shut down: %w", ret)
-			}
+	return p.enter(context.Background(), func() error {
+		p.mu.Lock()
+		done := p.closed || !p.ready || p.waiting // it would go from under who waits; the process ends anyway
+		p.closed = true                           // its functions are gone after this
+		p.mu.Unlock()
+		if done {
 			return nil
-		})
+		}
+		if ret := p.lib.Shutdown(); ret != nvml.SUCCESS {
+			return fmt.Errorf("nvml: shut down: %w", ret)
+		}
+		return nil
 	})
-	return err
 }
 
 // Devices returns the host's GPUs in order of their index, each with its MIG
@@ -125,10 +136,26 @@ func (p *Probe) Version(ctx context.Context) (gpu.Version, error) {
 	return v, nil
 }
 
-// call runs f when it has the turn. It gives up when ctx ends or patience
+// call runs f, which may use the library, as enter does.
+func (p *Probe) call(ctx context.Context, f func() error) error {
+	return p.enter(ctx, func() error {
+		p.mu.Lock()
+		closed := p.closed
+		p.mu.Unlock()
+		if closed {
+			return errClosed
+		}
+		if err := p.initialise(); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// enter runs f when it has the turn. It gives up when ctx ends or patience
 // does. Nobody can interrupt f then, or wait for it: it keeps the turn for as
 // long as it hangs, so that a dead driver costs one thread and not one a login.
-func (p *Probe) call(ctx context.Context, f func() error) error {
+func (p *Probe) enter(ctx context.Context, f func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errHangs)
 	defer cancel()
 	select {
@@ -139,10 +166,6 @@ func (p *Probe) call(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-p.turn }()
-		if p.closed {
-			done <- errClosed
-			return
-		}
 		done <- f()
 	}()
 	select {
@@ -160,30 +183,29 @@ func (p *Probe) devices() ([]gpu.Device, error) {
 		return nil, fmt.Errorf("count GPUs: %w", ret)
 	}
 	var list []gpu.Device
+	parts := map[place]gpu.UUID{}
 	for i := range n {
 		d, handle, err := p.device(i)
+		var instances []gpu.Device
+		if err == nil && d.MIG {
+			instances, d.Cause, err = p.instances(d, handle, parts)
+		}
 		before, known := p.seen[i]
 		switch {
 		case err == nil:
 			p.seen[i] = d
+			list = append(append(list, d), instances...)
 		case known:
 			before.State, before.Cause = gpu.Unhealthy, fmt.Sprintf("the driver cannot read it: %v", err)
 			list = append(list, before)
-			continue
 		case errors.Is(err, nvml.ERROR_GPU_IS_LOST):
-			continue
 		default:
 			return nil, fmt.Errorf("GPU %d: %w", i, err)
 		}
-		list = append(list, d)
-		if d.MIG {
-			instances, err := p.instances(d, handle)
-			if err != nil {
-				return nil, fmt.Errorf("GPU %d: %w", i, err)
-			}
-			list = append(list, instances...)
-		}
 	}
+	p.mu.Lock()
+	p.parts = parts
+	p.mu.Unlock()
 	p.measure(list)
 	return list, nil
 }

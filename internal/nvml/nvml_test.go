@@ -209,6 +209,8 @@ func TestVersion(t *testing.T) {
 	}
 }
 
+// A host without the driver is told from one whose driver fails: that may answer
+// later, and until then nothing is known, but everything starts.
 func TestStartErrors(t *testing.T) {
 	for ret, noDriver := range map[nvml.Return]bool{
 		nvml.ERROR_LIBRARY_NOT_FOUND:       true,
@@ -218,10 +220,51 @@ func TestStartErrors(t *testing.T) {
 	} {
 		host := machine(dgxa100.New())
 		host.InitFunc = func() nvml.Return { return ret }
-		if p, err := start(host); p != nil || err == nil || errors.Is(err, ErrNoDriver) != noDriver {
-			t.Errorf("%v: %v; no driver %v", ret, err, noDriver)
+		p, err := start(host)
+		if noDriver {
+			if p != nil || !errors.Is(err, ErrNoDriver) {
+				t.Errorf("%v: %v; want %v", ret, err, ErrNoDriver)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%v: %v", ret, err)
+			continue
+		}
+		if list, err := p.Devices(t.Context()); err == nil {
+			t.Errorf("%v: %d devices", ret, len(list))
+		}
+		host.InitFunc = func() nvml.Return { return nvml.SUCCESS }
+		for range 2 {
+			if list, err := p.Devices(t.Context()); err != nil || len(list) != 8 {
+				t.Errorf("%v, then well: %d devices, %v", ret, len(list), err)
+			}
+		}
+		if n := len(host.InitCalls()); n != 3 {
+			t.Errorf("%v: initialised %d times; want 3", ret, n)
 		}
 	}
+}
+
+// A driver that hangs from the start keeps nothing from starting either.
+func TestStartHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := machine(dgxa100.New())
+		release := make(chan struct{})
+		host.InitFunc = func() nvml.Return { <-release; return nvml.SUCCESS }
+		began := time.Now()
+		p, err := start(host)
+		if err != nil || time.Since(began) != patience {
+			t.Fatalf("%v after %v", err, time.Since(began))
+		}
+		if _, err := p.Devices(t.Context()); !errors.Is(err, errHangs) {
+			t.Errorf("devices: %v; want %v", err, errHangs)
+		}
+		close(release)
+		if list, err := p.Devices(t.Context()); err != nil || len(list) != 8 || len(host.InitCalls()) != 1 {
+			t.Errorf("after it came back: %d devices, %v, initialised %d times", len(list), err, len(host.InitCalls()))
+		}
+	})
 }
 
 // Without the library, New says so; it does not keep the program from starting.

@@ -3,7 +3,6 @@ package nvml
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -98,7 +97,7 @@ func (p *Probe) inside(handle nvml.Device, r *gpu.Reading) {
 // say so without what they keep for themselves, a GiB or more on big GPUs.
 func (p *Probe) memoryUsed(handle nvml.Device) (uint64, nvml.Return) {
 	if p.has("nvmlDeviceGetMemoryInfo_v2") {
-		if memory, ret := handle.GetMemoryInfo_v2(); ret != nvml.ERROR_NOT_SUPPORTED {
+		if memory, ret := handle.GetMemoryInfo_v2(); ret == nvml.SUCCESS { // MIG instances have it not
 			return memory.Used, ret
 		}
 	}
@@ -155,127 +154,4 @@ func recovery(handle nvml.Device) string {
 	default: // nothing, or what may wait
 		return ""
 	}
-}
-
-// eventTypes are the events that say something about health or partitioning.
-const eventTypes = nvml.EventTypeXidCriticalError | nvml.EventTypeDoubleBitEccError | nvml.EventMigConfigChange |
-	nvml.EventTypeGpuUnavailableError | nvml.EventTypeGpuRecoveryAction
-
-// waitTime is how long one call waits for events: how long Watch may take to
-// end.
-const waitTime = 1000 // milliseconds
-
-// Watch calls notice for each event that the driver tells of, until ctx ends or
-// the driver does not let itself be watched.
-func (p *Probe) Watch(ctx context.Context, notice func(gpu.Notice)) error {
-	var set nvml.EventSet
-	err := p.call(ctx, func() (err error) {
-		set, err = p.register()
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("nvml: watch: %w", err)
-	}
-	for ctx.Err() == nil && (err == nil || errors.Is(err, nvml.ERROR_TIMEOUT)) {
-		var n gpu.Notice
-		n, err = p.wait(ctx, set)
-		if err == nil {
-			notice(n)
-		}
-	}
-	if ctx.Err() != nil || errors.Is(err, nvml.ERROR_TIMEOUT) {
-		err = nil
-	}
-	free := p.call(context.WithoutCancel(ctx), func() error {
-		if p.waiting > 0 { // it hangs there
-			return nil
-		}
-		if ret := set.Free(); ret != nvml.SUCCESS {
-			return ret
-		}
-		return nil
-	})
-	if err = errors.Join(err, free); err != nil {
-		return fmt.Errorf("nvml: watch: %w", err)
-	}
-	return nil
-}
-
-// register asks for events of all GPUs, of each those that it knows. The caller
-// has the turn.
-func (p *Probe) register() (nvml.EventSet, error) {
-	n, ret := p.lib.DeviceGetCount()
-	if ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("count GPUs: %w", ret)
-	}
-	set, ret := p.lib.EventSetCreate()
-	if ret != nvml.SUCCESS {
-		return nil, fmt.Errorf("make a set of events: %w", ret)
-	}
-	for i := range n {
-		handle, ret := p.lib.DeviceGetHandleByIndex(i)
-		if ret != nvml.SUCCESS {
-			continue // a lost one says nothing
-		}
-		supported, ret := handle.GetSupportedEventTypes()
-		if ret != nvml.SUCCESS || supported&eventTypes == 0 {
-			continue
-		}
-		if ret := handle.RegisterEvents(supported&eventTypes, set); ret != nvml.SUCCESS && ret != nvml.ERROR_GPU_IS_LOST {
-			_ = set.Free() // the other error matters
-			return nil, fmt.Errorf("ask GPU %d for events: %w", i, ret)
-		}
-	}
-	return set, nil
-}
-
-// wait waits for one event, outside of the turn: others may look meanwhile. Like
-// call it does not wait for a library that hangs.
-func (p *Probe) wait(ctx context.Context, set nvml.EventSet) (gpu.Notice, error) {
-	if err := p.call(ctx, func() error { p.waiting++; return nil }); err != nil {
-		return gpu.Notice{}, err
-	}
-	type result struct {
-		notice gpu.Notice
-		err    error
-	}
-	done := make(chan result, 1)
-	go func() {
-		event, ret := set.Wait(waitTime)
-		var r result
-		if ret != nvml.SUCCESS {
-			r.err = ret
-		} else {
-			r.notice, r.err = understand(event)
-		}
-		// Not while somebody closes the library.
-		p.turn <- struct{}{}
-		p.waiting--
-		<-p.turn
-		done <- r
-	}()
-	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), patience, errHangs)
-	defer cancel()
-	select {
-	case r := <-done:
-		return r.notice, r.err
-	case <-bounded.Done():
-		return gpu.Notice{}, context.Cause(bounded)
-	}
-}
-
-// understand returns what an event says.
-func understand(event nvml.EventData) (gpu.Notice, error) {
-	uuid, ret := event.Device.GetUUID()
-	if ret != nvml.SUCCESS { // the GPU may be lost: look
-		return gpu.Notice{}, nil
-	}
-	n := gpu.Notice{GPU: gpu.UUID(uuid)}
-	switch event.EventType {
-	case nvml.EventTypeXidCriticalError:
-		n.XID = int(event.EventData)
-	case nvml.EventTypeDoubleBitEccError:
-		n.XID = 48
-	}
-	return n, nil
 }

@@ -1,17 +1,12 @@
 package nvml
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
-	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 	"github.com/ds01/ds01/gpu"
@@ -70,6 +65,11 @@ func TestFault(t *testing.T) {
 			d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) { panic("called what is not there") }
 			d.GetRemappedRowsFunc = func() (int, int, bool, bool, nvml.Return) { panic("called what is not there") }
 		}, ""},
+		"a driver with another notion of memory": {func(_ *server.Server, d *server.Device) {
+			d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) {
+				return nvml.Memory_v2{}, nvml.ERROR_ARGUMENT_VERSION_MISMATCH
+			}
+		}, ""},
 		"pages pending": {func(_ *server.Server, d *server.Device) {
 			d.GetRetiredPagesPendingStatusFunc = func() (nvml.EnableState, nvml.Return) { return nvml.FEATURE_ENABLED, nvml.SUCCESS }
 		}, "waits to be retired"},
@@ -113,123 +113,12 @@ func TestFault(t *testing.T) {
 			if !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
 				t.Errorf("fault %q; want %q", got, tt.want)
 			}
+			if r := readings[gpu.UUID(device(host, 5).UUID)]; r.Err != nil {
+				t.Errorf("it cannot be read: %v", r.Err)
+			}
 			if other := readings[gpu.UUID(device(host, 4).UUID)].Fault; other != "" {
 				t.Errorf("the next GPU has %q", other)
 			}
 		})
 	}
-}
-
-// An eventSet is a mock of NVML's whose events come from a channel.
-type eventSet struct {
-	mock.EventSet
-	events chan nvml.EventData
-}
-
-// watched returns a machine whose events come from a channel, and who was asked
-// for which.
-func watched() (*server.Server, *eventSet) {
-	host := machine(dgxa100.New())
-	set := &eventSet{events: make(chan nvml.EventData)}
-	set.WaitFunc = func(ms uint32) (nvml.EventData, nvml.Return) {
-		select {
-		case e := <-set.events:
-			return e, nvml.SUCCESS
-		case <-time.After(time.Duration(ms) * time.Millisecond):
-			return nvml.EventData{}, nvml.ERROR_TIMEOUT
-		}
-	}
-	set.FreeFunc = func() nvml.Return { return nvml.SUCCESS }
-	host.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) { return set, nvml.SUCCESS }
-	return host, set
-}
-
-func TestWatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		host, set := watched()
-		device(host, 1).GetSupportedEventTypesFunc = func() (uint64, nvml.Return) { return nvml.EventTypeXidCriticalError, nvml.SUCCESS }
-		device(host, 2).GetSupportedEventTypesFunc = func() (uint64, nvml.Return) { return nvml.EventTypePState, nvml.SUCCESS }
-		p := probe(t, host)
-		ctx, cancel := context.WithCancel(t.Context())
-		var watch sync.WaitGroup
-		var got []gpu.Notice
-		watch.Go(func() {
-			if err := p.Watch(ctx, func(n gpu.Notice) { got = append(got, n) }); err != nil {
-				t.Error(err)
-			}
-		})
-		for _, e := range []nvml.EventData{
-			{Device: device(host, 1), EventType: nvml.EventTypeXidCriticalError, EventData: 79},
-			{Device: device(host, 3), EventType: nvml.EventTypeDoubleBitEccError, EventData: 1},
-			{Device: device(host, 3), EventType: nvml.EventMigConfigChange},
-		} {
-			set.events <- e
-			time.Sleep(time.Minute)
-			if _, err := p.Devices(ctx); err != nil { // who waits for events is in nobody's way
-				t.Error(err)
-			}
-		}
-		cancel()
-		watch.Wait()
-		one, three := gpu.UUID(device(host, 1).UUID), gpu.UUID(device(host, 3).UUID)
-		if want := []gpu.Notice{{GPU: one, XID: 79}, {GPU: three, XID: 48}, {GPU: three}}; !slices.Equal(got, want) {
-			t.Errorf("notices %+v; want %+v", got, want)
-		}
-		if calls := device(host, 1).RegisterEventsCalls(); len(calls) != 1 || calls[0].V != nvml.EventTypeXidCriticalError {
-			t.Errorf("GPU 1 was asked for %+v", calls)
-		}
-		if calls := device(host, 2).RegisterEventsCalls(); len(calls) != 0 {
-			t.Errorf("GPU 2 was asked for %+v", calls)
-		}
-		if n := len(set.FreeCalls()); n != 1 {
-			t.Errorf("the set was freed %d times", n)
-		}
-		if err := p.Close(); err != nil || len(host.ShutdownCalls()) != 1 {
-			t.Errorf("close: %v", err)
-		}
-	})
-}
-
-func TestWatchErrors(t *testing.T) {
-	for name, spoil := range map[string]func(*server.Server, *eventSet){
-		"no set": func(s *server.Server, _ *eventSet) {
-			s.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) { return nil, nvml.ERROR_UNKNOWN }
-		},
-		"no events": func(s *server.Server, _ *eventSet) {
-			device(s, 4).RegisterEventsFunc = func(uint64, nvml.EventSet) nvml.Return { return nvml.ERROR_UNKNOWN }
-		},
-		"a broken set": func(_ *server.Server, e *eventSet) {
-			e.WaitFunc = func(uint32) (nvml.EventData, nvml.Return) { return nvml.EventData{}, nvml.ERROR_GPU_IS_LOST }
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			host, set := watched()
-			spoil(host, set)
-			if err := probe(t, host).Watch(t.Context(), func(gpu.Notice) {}); err == nil {
-				t.Error("no error")
-			}
-		})
-	}
-}
-
-// A library that hangs while it is asked for events costs one thread, holds up
-// nobody, and is not closed from under itself.
-func TestWatchHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		host, set := watched()
-		release := make(chan struct{})
-		set.WaitFunc = func(uint32) (nvml.EventData, nvml.Return) { <-release; return nvml.EventData{}, nvml.ERROR_TIMEOUT }
-		p := probe(t, host)
-		began := time.Now()
-		if err := p.Watch(t.Context(), func(gpu.Notice) {}); !errors.Is(err, errHangs) || time.Since(began) != patience {
-			t.Errorf("%v after %v", err, time.Since(began))
-		}
-		if _, err := p.Readings(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if err := p.Close(); err != nil || len(host.ShutdownCalls()) != 0 || len(set.FreeCalls()) != 0 {
-			t.Errorf("close: %v; shut down %d times, freed %d", err, len(host.ShutdownCalls()), len(set.FreeCalls()))
-		}
-		close(release)
-	})
 }
