@@ -139,7 +139,7 @@ func TestShownInLine(t *testing.T) {
 				"ds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (10 s)\nds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (20 s)\n"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			p := sessions.Project{ID: 7, Ref: sessions.Ref{Owner: "alice", Name: "thesis"}}
+			p := sessions.Project{ID: 7, Ref: sessions.Ref{Owner: "alice", Name: "thesis"}, User: "bob"}
 			h := &hold{project: p.ID, done: make(chan struct{}), moved: make(chan struct{})}
 			h.leave = func(error) { close(h.done) }
 			out, errs := &logBuffer{}, &logBuffer{}
@@ -163,7 +163,8 @@ func TestShownInLine(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 1 of 2; GPU 0 alice"})
 			if c.exit != 0 {
-				if f := fault.For(<-ended); f.Exit != c.exit || !strings.HasPrefix(f.Say, "no GPU came free within 25s: place 1 of 2") {
+				if f := fault.For(<-ended); f.Exit != c.exit || !strings.HasPrefix(f.Say, "no GPU came free within 25s: place 1 of 2") ||
+					!strings.HasSuffix(f.Hint, "project launch alice.thesis --wait; or go on without: ssh alice.thesis+cpu@…") {
 					t.Errorf("%s: %v", name, f)
 				}
 			} else {

@@ -243,7 +243,7 @@ func leftEarly(p sessions.Project, queued bool) error {
 // outOfPatience is the end of a login in line for a GPU that no person watches.
 func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) error {
 	return fault.New(fault.ExitLater,
-		fmt.Sprintf("wait for one: ssh %s@… project launch %s --wait; or go on without: ssh %s+cpu@…", cfg.ControlName, p.Name, p.Name),
+		fmt.Sprintf("wait for one: ssh %s@… project launch %s --wait; or go on without: ssh %s+cpu@…", cfg.ControlName, p.Called(), p.Called()),
 		"no GPU came free within %s: %s", cfg.Patience, step.Detail)
 }
 

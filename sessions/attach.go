@@ -240,7 +240,7 @@ func (a *Attachment) Differs() string {
 		return ""
 	}
 	return fmt.Sprintf("%s runs already, with %s and not with %s; for that, retire it first: container retire %s",
-		a.project.Name, has.Words(), once.Words(), a.project.Name)
+		a.project.Name, has.Words(), once.Words(), a.project.Called())
 }
 
 // TellPrevious returns what became of the project's last session ("ended 02:14

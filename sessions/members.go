@@ -34,6 +34,14 @@ func (p Project) holder() string {
 	return p.Owner
 }
 
+// Called is how p.User names p.
+func (p Project) Called() string {
+	if p.User != "" && p.User != p.Owner {
+		return p.String()
+	}
+	return p.Name
+}
+
 // heldAs is how the holder of a session of p calls the project.
 func (p Project) heldAs() string {
 	if p.holder() != p.Owner {

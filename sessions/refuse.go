@@ -69,7 +69,7 @@ func (m *Manager) explainLend(ctx context.Context, err error, made plan, devices
 
 // misfit says that devices can never be what p asks for.
 func misfit(p Project, want gpu.Want, devices []gpu.Device) *fault.Error {
-	hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, existing(want, devices))
+	hint := p.lessHint(existing(want, devices))
 	if want.Profile != "" || p.Once != nil {
 		var others []gpu.Want
 		for _, k := range gpu.Kinds(devices) {
@@ -124,7 +124,7 @@ func (m *Manager) errNoneFree(ctx context.Context, p Project) error {
 	case want.Count > 1:
 		say = want.Words() + " wanted, which are not free: "
 	}
-	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project launch %s --gpus 0", p.Name, p.Name)),
+	return fault.New(fault.ExitNoGPU, p.hint(fmt.Sprintf("wait for one: project launch %s --wait, or go on without: project launch %s --gpus 0", p.Called(), p.Called())),
 		"%s%s", say, strings.Join(why, ", "))
 }
 
@@ -136,6 +136,18 @@ func (p Project) hint(change string) string {
 	return change
 }
 
+// lessHint is how to ask for n GPUs, where the project's owner or this login asks
+// for more.
+func (p Project) lessHint(n int) string {
+	switch {
+	case p.Once != nil:
+		return fmt.Sprintf("ask for less: +gpus%d", n)
+	case p.Called() != p.Name:
+		return "ask " + p.Owner + " to have it ask for less"
+	}
+	return fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, n)
+}
+
 // explainOver says what the holder's own sessions have.
 func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease, devices []gpu.Device) error {
 	p, may := made.project, fmt.Sprintf("%s may use %s at once", made.project.holder(), gpus(over.Limit))
@@ -143,11 +155,8 @@ func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease, devices []g
 	if len(own) > 0 {
 		return &fault.Error{Exit: fault.ExitDenied, Say: may + ": " + strings.Join(own, ", "), Hint: "retire one: container retire " + last, Err: over}
 	}
-	hint := fmt.Sprintf("ask for less: project set %s --gpus %d", p.Name, int(over.Limit))
-	if p.Once != nil {
-		hint = fmt.Sprintf("ask for less: +gpus%d", int(over.Limit))
-	}
-	return &fault.Error{Exit: fault.ExitDenied, Say: fmt.Sprintf("%s, and project %q asks for %s", may, p.Name, made.want.Words()), Hint: hint, Err: over}
+	say := fmt.Sprintf("%s, and project %q asks for %s", may, p.Name, made.want.Words())
+	return &fault.Error{Exit: fault.ExitDenied, Say: say, Hint: p.lessHint(int(over.Limit)), Err: over}
 }
 
 // ownHeld says what each of holder's sessions holds, and how holder calls the last.

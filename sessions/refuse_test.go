@@ -71,3 +71,23 @@ func TestNoLine(t *testing.T) {
 		}
 	})
 }
+
+// Who a project is shared with reads its name as they have to type it, and is not
+// told to change what only its owner can.
+func TestRefusedMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := full(t)
+		thesis, huge := w.project("alice", "thesis", 1), w.project("alice", "huge", 4)
+		_, err := w.AttachNow(t.Context(), w.share(thesis, "dora", false), nil)
+		is(t, err, fault.ExitNoGPU, "project launch alice.thesis --wait", "project launch alice.thesis --gpus 0")
+		shared := w.share(huge, "dora", false)
+		w.gpus.set(w.gpus.devices[:2])
+		_, err = w.Attach(t.Context(), shared, nil)
+		is(t, err, fault.ExitFailed, "this machine has 2 GPUs", "ask alice to have it ask for less")
+		shared.Once = &gpu.Want{Count: 3}
+		_, err = w.Attach(t.Context(), shared, nil)
+		is(t, err, fault.ExitFailed, "this machine has 2 GPUs", "+cpu")
+		_, err = w.Attach(t.Context(), huge, nil)
+		is(t, err, fault.ExitFailed, "project set huge --gpus 2")
+	})
+}
