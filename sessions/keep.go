@@ -70,9 +70,6 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	}
 	s.keptUntil, s.keptWhy = until, reason
 	s.policy.kept = monotonic(until)
-	if d == 0 {
-		s.policy.overtake(time.Now()) // who asks for it knows
-	}
 	m.lookAtClocks()
 	s.log.Info("session kept", "user", by, "until", until, "why", reason)
 	return s.snapshot(), nil

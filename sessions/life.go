@@ -91,7 +91,6 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 	close(s.launched)
 	s.policy = newPolicy(s.limits, len(s.gpus), monotonic(s.began), monotonic(idleSince))
 	s.policy.kept = monotonic(s.keptUntil)
-	s.policy.overtake(time.Now())
 	if len(s.holds) > 0 {
 		s.policy.connect(len(s.holds), time.Now())
 	}

@@ -91,6 +91,47 @@ func TestIdleClockSurvivesRestart(t *testing.T) {
 	})
 }
 
+// An end is announced before it comes, once, whatever becomes of the gateway meanwhile.
+func TestAnnouncementSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		told, overdue := w.project("alice", "told", 0), w.project("bob", "overdue", 1)
+		working := w.project("carol", "working", 1)
+		w.attach(told).Detach()
+		w.attach(working).Detach()
+		w.runs(working, &job{}, 2)
+		time.Sleep(10 * time.Minute)
+		w.attach(overdue).Detach()
+		time.Sleep(17 * time.Minute)
+		w.restart() // told, and not again
+		if s := w.session(told); time.Until(s.Retires) != 3*time.Minute {
+			t.Errorf("announced before a restart: %+v", s)
+		}
+		w.runsUntil(told, 3*time.Minute, "idle 30m")
+		if got, want := w.states(told), "launching active idle warned warned retiring ended"; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+
+		w.down()
+		time.Sleep(time.Hour)
+		w.reload("carol", config.Overlay{MaxLifetime: new(config.Duration(time.Hour))})
+		w.start(nil)
+		a := w.attach(working)
+		synctest.Wait()
+		if line := <-a.Notices(); !strings.Contains(line, "retired in 5m, ") || !strings.Contains(line, "lifetime 1h") {
+			t.Errorf("beyond the lifetime that another reload has brought: %q", line)
+		}
+		if s := w.session(overdue); time.Until(s.Retires) != 5*time.Minute {
+			t.Errorf("its time has passed unsaid: %+v", s)
+		}
+		w.runsUntil(working, 5*time.Minute, "lifetime 1h")
+		w.consistent()
+		if got, want := w.states(overdue), "launching active idle warned warned retiring ended"; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+	})
+}
+
 func TestLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *config.Config) { c.Limits.ConnectedIdleTimeout = 0 })

@@ -1,6 +1,8 @@
 package sessions
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
@@ -237,17 +239,6 @@ func (p *policy) clocks(now time.Time) []term {
 // holds reports whether made is still what c comes to.
 func (made promise) holds(c term) bool { return made.since.Equal(c.since) && !c.at.After(made.at) }
 
-// overtake promises what should have been announced by now, without a word: what
-// people could read while the gateway was away, or have asked for themselves.
-func (p *policy) overtake(now time.Time) {
-	for _, c := range p.running() {
-		made, ok := p.promised[c.name]
-		if left := c.at.Sub(now); left < c.lead() && !(ok && made.holds(c)) {
-			p.promised[c.name] = promise{since: c.since, at: c.at, why: c.why, left: max(left, 0)}
-		}
-	}
-}
-
 // A turn is what is due of a session.
 type turn struct {
 	announce []term    // tell that these will end it
@@ -256,12 +247,16 @@ type turn struct {
 	next     time.Time // when to ask again, unless something changes; zero if nothing is to come
 }
 
-// due returns what is due now. What it says to announce is promised by that.
+// due returns what is due now. What it says to announce is promised by that; a
+// promise that is void is forgotten: people see that it is, and if the same end
+// comes up again it is announced again.
 func (p *policy) due(now time.Time) turn {
 	var t turn
-	running := map[string]bool{}
-	for _, c := range p.clocks(now) {
-		running[c.name] = true
+	all := p.clocks(now)
+	maps.DeleteFunc(p.promised, func(name string, _ promise) bool {
+		return !slices.ContainsFunc(all, func(c term) bool { return c.name == name && c.told })
+	})
+	for _, c := range all {
 		left := c.at.Sub(now)
 		if left <= 0 {
 			switch {
@@ -286,11 +281,6 @@ func (p *policy) due(now time.Time) turn {
 		}
 		if announce {
 			t.announce = append(t.announce, c)
-		}
-	}
-	for name := range p.promised {
-		if !running[name] {
-			delete(p.promised, name)
 		}
 	}
 	return t

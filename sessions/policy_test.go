@@ -82,12 +82,29 @@ func (r *trial) take() {
 	}
 	r.end, r.why = r.now.Sub(r.p.began), t.end.why
 	told, ok := r.told[t.end.name]
-	if _, overtaken := r.p.promised[t.end.name]; !ok && overtaken && len(r.said) == 0 {
-		return // while the gateway was away
-	}
 	if !ok || r.now.Before(told.at) || told.at.Sub(told.when) < told.lead {
 		r.t.Errorf("ended after %v, at %v; it was said at %v for %v", r.end, r.now, told.when, told.at)
 	}
+}
+
+// restart has the gateway be away for a while. The session goes on, with the limits
+// that r.p has by then; its connections do not.
+func (r *trial) restart(away time.Duration) *trial {
+	if r.end != 0 {
+		return r
+	}
+	before := r.p
+	left := before.idleSince()
+	r.now = r.now.Add(away)
+	if before.connections > 0 || before.works(r.now.Add(-away)) {
+		left = r.now
+	}
+	r.p = newPolicy(before.limits, before.gpus, before.began, left)
+	r.p.kept = before.kept
+	if err := r.p.recall(before.promises()); err != nil {
+		r.t.Errorf("recall: %v", err)
+	}
+	return r
 }
 
 func (r *trial) connect(n int) *trial { r.p.connect(n, r.now); return r }
@@ -235,6 +252,15 @@ func TestPolicyContended(t *testing.T) {
 			r.connect(1).connect(0).after(20*time.Minute, nothing).contended(true).after(time.Hour, nothing)
 			r.ended(23*time.Minute+30*time.Second, "idle 15m"+others, "20m30s idle 15m"+others, "22m30s idle 15m"+others)
 		},
+		"taken back, and due again after its time": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(14*time.Minute, nothing).contended(false).after(5*time.Minute, nothing)
+			r.contended(true).after(time.Hour, nothing).ended(22*time.Minute+30*time.Second, "idle 15m"+others,
+				"12m idle 15m"+others, "14m idle 15m"+others, "19m30s idle 15m"+others, "21m30s idle 15m"+others)
+		},
+		"taken back, and due again within its time": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(13*time.Minute, nothing).contended(false).after(90*time.Second, nothing)
+			r.contended(true).after(time.Hour, nothing).ended(18*time.Minute, "idle 15m"+others)
+		},
 		"what was announced does not come closer": func(r *trial) {
 			r.connect(1).connect(0).after(25*time.Minute, nothing).contended(true).after(time.Hour, nothing)
 			r.ended(30*time.Minute, "idle 30m")
@@ -263,28 +289,76 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 	r.p.kept = r.now.Add(5 * time.Hour)
 	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
 
-	// A deadline that passed while the gateway was away was there to be read.
-	r = newTrial(t, 1)
-	r.p.since = r.now.Add(-time.Hour)
-	r.p.overtake(r.now)
-	r.after(time.Minute, nothing)
-	if r.end == 0 || r.end > 30*time.Second || r.why != "idle 30m" || len(r.said) > 0 {
-		t.Errorf("overdue: ended after %v: %q, said %q", r.end, r.why, r.said)
+}
+
+// What a gateway has announced, the next one neither forgets nor repeats nor brings
+// closer; and what comes due while there is none, or because the limits are others
+// then, is announced like anything else.
+func TestPolicyRestart(t *testing.T) {
+	const others = ", while others wait for a GPU"
+	for name, test := range map[string]func(r *trial){
+		"announced before": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing).restart(time.Minute)
+			r.after(time.Hour, nothing).ended(30*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"all of it": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).restart(30 * time.Second)
+			r.after(time.Hour, nothing).ended(30*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"and its time is up": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).restart(time.Hour)
+			r.after(30*time.Second, nothing).ended(89*time.Minute+30*time.Second, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"overdue": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Minute, nothing).restart(3 * time.Hour)
+			r.after(time.Hour, nothing).ended(3*time.Hour+25*time.Minute+30*time.Second, "idle 30m", "3h20m30s idle 30m", "3h24m30s idle 30m")
+		},
+		"overdue, but it works": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Minute, nothing).restart(3*time.Hour).after(5*time.Hour, training).runs("training")
+		},
+		"longer limits take it back": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing)
+			r.p.limits.IdleTimeout = config.Duration(time.Hour)
+			r.restart(time.Minute).after(2*time.Hour, nothing).ended(time.Hour, "idle 1h", "25m idle 30m", "55m idle 1h", "59m idle 1h")
+		},
+		"shorter limits bring it no closer": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing)
+			r.p.limits.IdleTimeout = config.Duration(10 * time.Minute)
+			r.restart(time.Minute).after(2*time.Hour, nothing).ended(30*time.Minute, "idle 30m")
+		},
+		"a shorter lifetime": func(r *trial) {
+			r.connect(1).after(20*time.Hour, training)
+			r.p.limits.MaxLifetime = config.Duration(12 * time.Hour)
+			r.restart(time.Minute).connect(1).after(time.Hour, training)
+			r.ended(20*time.Hour+6*time.Minute+30*time.Second, "lifetime 12h", "20h1m30s lifetime 12h", "20h5m30s lifetime 12h")
+		},
+		"whoever waits joins the line again: it was void until then": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(13*time.Minute, nothing).restart(30 * time.Second).contended(true)
+			r.after(time.Hour, nothing).ended(17*time.Minute, "idle 15m"+others, "12m idle 15m"+others, "14m idle 15m"+others, "16m idle 15m"+others)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { test(newTrial(t, 1)) })
+	}
+	r := newTrial(t, 1)
+	if err := r.p.recall("{"); err == nil {
+		t.Error("what cannot be read was recalled")
 	}
 }
 
-// Whatever a session does, and whoever comes and goes, its end was announced for as
+// Whatever a session does, whoever comes and goes, and the gateway, too, its end was announced for as
 // long before as was promised, and came no closer: trial looks after that.
 func TestPolicyAnnouncesEveryEnd(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newTrial(rt, rapid.IntRange(0, 2).Draw(rt, "gpus")).connect(1)
 		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
-			switch rapid.IntRange(0, 4).Draw(rt, "what") {
+			switch rapid.IntRange(0, 5).Draw(rt, "what") {
 			case 0:
 				r.connect(rapid.IntRange(0, 2).Draw(rt, "connections"))
 			case 1:
 				r.contended(rapid.Bool().Draw(rt, "contended"))
 			case 2:
+				r.restart(time.Duration(rapid.IntRange(0, 300).Draw(rt, "away")) * time.Minute)
+			case 3:
 				r.p.kept = r.now.Add(time.Duration(rapid.IntRange(0, 600).Draw(rt, "kept")) * time.Minute)
 			default:
 				what := rapid.SampledFrom([]does{nothing, nothing, nothing, training, notebook, {unknown: true}, {client: 1 << 20}}).Draw(rt, "does")

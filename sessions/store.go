@@ -26,12 +26,13 @@ type row struct {
 	ended             time.Time
 	keptUntil         time.Time
 	keptWhy           string
+	announced         string // the ends of it that people know of
 }
 
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_until, kept_why
+	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_until, kept_why, announced
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
@@ -43,7 +44,7 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 		var r row
 		var launched, idleSince, ended, kept int64
 		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason,
-			&kept, &r.keptWhy)
+			&kept, &r.keptWhy, &r.announced)
 		if err != nil {
 			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}

@@ -3,12 +3,14 @@ package sessions
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/db"
 )
 
 // announce tells everybody who should know that c will end s: who is attached, the
@@ -29,7 +31,11 @@ func (s *life) announce(c term, now time.Time) {
 		Retires: at.Truncate(time.Second), Left: int(left.Round(time.Second).Seconds()), Reason: c.why,
 		Text: s.project.String() + ": " + text,
 	})
+	promises := s.policy.promises()
 	s.m.writer.later(func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE sessions SET announced = ? WHERE id = ?`, promises, s.id); err != nil {
+			return err
+		}
 		return record(ctx, tx, "session.warned", "", s.project.Ref, s.id, "at "+at.Format("2006-01-02 15:04")+" UTC: "+c.why)
 	}, func(err error) {
 		switch {
@@ -39,6 +45,46 @@ func (s *life) announce(c term, now time.Time) {
 			s.log.Error("cannot record that the session was warned", "err", err)
 		}
 	})
+}
+
+// A stored promise is one as the database has it. Times are in milliseconds.
+type storedPromise struct {
+	Since int64         `json:"since"`
+	At    int64         `json:"at"`
+	Why   string        `json:"why"`
+	Left  time.Duration `json:"left"`
+}
+
+// promises returns what has been announced, for recall.
+func (p *policy) promises() string {
+	all := map[string]storedPromise{}
+	for name, made := range p.promised {
+		all[name] = storedPromise{db.Millis(made.since), db.Millis(made.at), made.why, made.left}
+	}
+	text, _ := json.Marshal(all) // nothing in it can fail
+	return string(text)
+}
+
+// recall takes in what an earlier run of the gateway has announced, as promises
+// returned it, as far as it is still what p comes to. What was not announced then is
+// announced now, however late.
+func (p *policy) recall(promises string) error {
+	if promises == "" {
+		return nil
+	}
+	var all map[string]storedPromise
+	if err := json.Unmarshal([]byte(promises), &all); err != nil {
+		return fmt.Errorf("read what was announced: %w", err)
+	}
+	for _, c := range p.running() {
+		made, ok := all[c.name]
+		if !ok || made.Since != db.Millis(c.since) || db.Millis(c.at) > made.At {
+			continue
+		}
+		at := latest(c.at, c.since.Add(time.Duration(made.At-made.Since)*time.Millisecond))
+		p.promised[c.name] = promise{since: c.since, at: at, why: made.Why, left: made.Left}
+	}
+	return nil
 }
 
 // tell gives line to everybody who is attached. The caller holds m.mu.
