@@ -94,7 +94,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	}
 	s.log.Info("session adopted", "gpu", indexes(s.gpus))
 	s.up(container, r.state, r.idleSince)
-	if err := s.policy.recall(r.announced); err != nil {
+	if err := s.policy.recall(r.announced, time.Now()); err != nil {
 		s.log.Warn("what was announced is announced again", "err", err)
 	}
 	s.idleIfLeft() // its connections went with the gateway that it was active under

@@ -83,13 +83,13 @@ func (p *policy) connect(n int, now time.Time) {
 // observe takes in s.
 func (p *policy) observe(s sample) {
 	if s.window > 0 {
-		if p.busy(s) {
+		if p.busy(s) || p.gpus > 0 && p.stretch(s) > 1 {
 			p.computed = s.at
 		}
-		if p.busy(s) || p.busyCPU(s) || s.network >= busyNetwork {
+		if p.busy(s) || p.busyCPU(s) || p.busyNetwork(s) {
 			p.worked = s.at
 		}
-		if s.client >= busyClient {
+		if s.client*p.stretch(s) >= busyClient {
 			p.touched = s.at
 		}
 		p.lower(s)
@@ -105,8 +105,18 @@ func (p *policy) busy(s sample) bool {
 }
 
 func (p *policy) busyCPU(s sample) bool {
-	return s.window > 0 && s.cpu >= p.baseline()+busyCPU
+	return s.window > 0 && (s.cpu-p.baseline())*p.stretch(s) >= busyCPU
 }
+
+func (p *policy) busyNetwork(s sample) bool { return s.network*p.stretch(s) >= busyNetwork }
+
+// stretch is how many times longer than a window should be that of s is, because
+// nobody could look: at least 1. What was done in it may have been done in a part of
+// it, and of what its GPUs did only the end is known.
+func (p *policy) stretch(s sample) float64 { return max(1, s.window.Seconds()/p.patience().Seconds()) }
+
+// patience is how old the last look at a session may be to say what it does.
+func (p *policy) patience() time.Duration { return 2*interval(p.limits) + sampleTime }
 
 // baseline is what its daemons use.
 func (p *policy) baseline() float64 {

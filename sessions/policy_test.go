@@ -100,8 +100,8 @@ func (r *trial) restart(away time.Duration) *trial {
 		left = r.now
 	}
 	r.p = newPolicy(before.limits, before.gpus, before.began, left)
-	r.p.kept = before.kept
-	if err := r.p.recall(before.promises()); err != nil {
+	r.p.kept, r.p.last.at = before.kept, r.now // the first look says nothing of what was done
+	if err := r.p.recall(before.promises(), r.now); err != nil {
 		r.t.Errorf("recall: %v", err)
 	}
 	return r
@@ -170,6 +170,10 @@ func TestPolicyIdle(t *testing.T) {
 		"what nobody could look at is not idle": func(r *trial) {
 			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).runs("unknown")
 			r.after(time.Minute, does{cpu: 0.9}).runs("it had worked all the time").after(28*time.Minute, nothing).runs("since")
+		},
+		"nor is what little work there may have been meanwhile": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true})
+			r.after(30*time.Second, does{cpu: 60. / (5 * 60 * 60)}).runs("a minute's work, who knows when").after(28*time.Minute, nothing).runs("since")
 		},
 		"and ends as soon as it is known to be": func(r *trial) {
 			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Minute, nothing)
@@ -243,6 +247,16 @@ func TestPolicyContended(t *testing.T) {
 		},
 		"one that computes stays": func(r *trial) {
 			r.connect(1).contended(true).after(20*time.Hour, training).runs("training")
+		},
+		"what a GPU did while nobody could see it": func(r *trial) {
+			r.p.limits.ConnectedIdleTimeout = 0
+			r.connect(1).contended(true).after(time.Hour, training).after(5*time.Hour, does{unknown: true})
+			r.after(119*time.Minute, notebook).runs("it may have computed until then").after(time.Hour, notebook)
+			r.ended(8*time.Hour+30*time.Second, "GPU idle 2h"+others)
+		},
+		"what it did while there was no gateway": func(r *trial) {
+			r.connect(1).contended(true).after(5*time.Hour, training).restart(3 * time.Hour).connect(1).contended(true)
+			r.after(119*time.Minute, notebook).runs("the same").after(time.Hour, notebook).ended(10*time.Hour, "GPU idle 2h"+others)
 		},
 		"idle timeouts halve": func(r *trial) {
 			r.connect(1).connect(0).contended(true).after(time.Hour, nothing)
@@ -340,7 +354,7 @@ func TestPolicyRestart(t *testing.T) {
 		t.Run(name, func(t *testing.T) { test(newTrial(t, 1)) })
 	}
 	r := newTrial(t, 1)
-	if err := r.p.recall("{"); err == nil {
+	if err := r.p.recall("{", r.now); err == nil {
 		t.Error("what cannot be read was recalled")
 	}
 }

@@ -67,8 +67,9 @@ func (p *policy) promises() string {
 
 // recall takes in what an earlier run of the gateway has announced, as promises
 // returned it, as far as it is still what p comes to. What was not announced then is
-// announced now, however late.
-func (p *policy) recall(promises string) error {
+// announced now, however late; and what its GPUs have done meanwhile, nobody knows.
+func (p *policy) recall(promises string, now time.Time) error {
+	p.computed = now
 	if promises == "" {
 		return nil
 	}

@@ -100,7 +100,7 @@ func (p *policy) measured(now time.Time, verdict func(bool) Verdict) []Signal {
 	s := p.last
 	window := config.Duration(s.window.Round(100 * time.Millisecond)).String()
 	cpu := Signal{"CPU", fmt.Sprintf("%.1f %% of a core in the last %s, baseline %.1f %%", 100*s.cpu, window, 100*p.baseline()), verdict(p.busyCPU(s))}
-	network := Signal{"network", fmt.Sprintf("%v a second", bytesOf(s.network)), verdict(s.network >= busyNetwork)}
+	network := Signal{"network", fmt.Sprintf("%v a second", bytesOf(s.network)), verdict(p.busyNetwork(s))}
 	gpu := Signal{"GPU", "it has none", ""}
 	switch {
 	case p.gpus > 0 && s.gpu < 0:
@@ -108,7 +108,7 @@ func (p *policy) measured(now time.Time, verdict func(bool) Verdict) []Signal {
 	case p.gpus > 0:
 		gpu = Signal{"GPU", fmt.Sprintf("the busiest at %d %%", s.gpu), verdict(s.gpu >= busyGPU)}
 	}
-	if every := interval(p.limits); s.window <= 0 || now.Sub(s.at) > 2*every+sampleTime {
+	if s.window <= 0 || now.Sub(s.at) > p.patience() {
 		for _, one := range []*Signal{&cpu, &gpu, &network} {
 			if one != &gpu || p.gpus > 0 {
 				one.Value, one.Verdict = "not known yet", Unknown
