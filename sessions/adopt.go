@@ -82,8 +82,9 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref, User: r.holder, ReadOnly: r.readOnly}, r.files, r.state)
-	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
-	s.keptUntil, s.keptWhy = r.keptUntil, r.keptWhy
+	now := time.Now()
+	s.stored, s.began, s.image, s.limits = true, earliest(r.launched, now), r.image, limits
+	s.keptWhy = r.keptWhy
 	for _, l := range leases {
 		s.gpus = append(s.gpus, lentAs(l, devices))
 	}
@@ -93,8 +94,9 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 		return nil
 	}
 	s.log.Info("session adopted", "gpu", indexes(s.gpus))
-	s.up(container, r.state, r.idleSince)
-	if err := s.policy.recall(r.announced, time.Now()); err != nil {
+	s.up(container, r.state, earliest(r.idleSince, now)) // in the future, if the clock was set back
+	s.policy.kept = monotonic(r.keptUntil)
+	if err := s.policy.recall(r.announced, now); err != nil {
 		s.log.Warn("what was announced is announced again", "err", err)
 	}
 	s.idleIfLeft() // its connections went with the gateway that it was active under

@@ -68,7 +68,7 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	if s.state != Active && s.state != Idle { // its time was up just now
 		return Session{}, errRetiring(ref)
 	}
-	s.keptUntil, s.keptWhy = until, reason
+	s.keptWhy = reason
 	s.policy.kept = monotonic(until)
 	m.lookAtClocks()
 	s.log.Info("session kept", "user", by, "until", until, "why", reason)

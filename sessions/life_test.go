@@ -91,6 +91,25 @@ func TestIdleClockSurvivesRestart(t *testing.T) {
 	})
 }
 
+// A host's clock that is set while there is no gateway ends nothing unsaid, and lets
+// nothing go on for hours.
+func TestClockSetBetweenGateways(t *testing.T) {
+	for by, want := range map[time.Duration]time.Duration{2 * time.Hour: 5 * time.Minute, -2 * time.Hour: 30 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			p := w.project("alice", "thesis", 1)
+			w.attach(p).Detach()
+			time.Sleep(10 * time.Minute)
+			synctest.Wait()
+			if _, err := w.DB.Exec(`UPDATE sessions SET idle_since = idle_since - ?1, launched = launched - ?1`, by.Milliseconds()); err != nil {
+				t.Fatal(err)
+			}
+			w.restart()
+			w.ends(p, want, "idle 30m")
+		})
+	}
+}
+
 // An end is announced before it comes, once, whatever becomes of the gateway meanwhile.
 func TestAnnouncementSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -407,6 +408,41 @@ func TestPolicyDaylightSaving(t *testing.T) {
 		r := newTrial(t, 1)
 		r.now, r.p = night, newPolicy(r.p.limits, 1, night, time.Time{})
 		r.connect(1).after(time.Hour, nothing).connect(0).after(2*time.Hour, nothing).ended(90*time.Minute, "idle 30m")
+	}
+}
+
+// clockSet returns t as it would have been read from a host's clock that has been
+// set: the monotonic one is not.
+func clockSet(t time.Time, by time.Duration) time.Time {
+	const secondsAt = 30                                                                     // in the first word: above the nanoseconds
+	(*struct{ wall uint64 })(unsafe.Pointer(&t)).wall += uint64(by/time.Second) << secondsAt //nolint:gosec // the only way
+	return t
+}
+
+// Nothing comes earlier or later when the clock is set, or the machine has slept for
+// two hours, which to its processes is the same; and people read the right time.
+func TestPolicyClockIsSet(t *testing.T) {
+	for _, by := range []time.Duration{0, 2 * time.Hour, -2 * time.Hour} {
+		began := time.Now()
+		if got := clockSet(began, by); got.Sub(began) != 0 || got.Round(0).Sub(began.Round(0)) != by {
+			t.Fatalf("%v set by %v is %v", began, by, got)
+		}
+		r := newTrial(t, 1)
+		r.now, r.p = began, newPolicy(r.p.limits, 1, began, time.Time{})
+		r.connect(1).after(time.Hour, nothing).connect(0).after(10*time.Minute, nothing)
+		r.now = clockSet(r.now, by)
+		r.after(16*time.Minute, nothing)
+		if at := onClock(r.p.shown(r.now).at, r.now); !at.Equal(r.now.Round(0).Add(4 * time.Minute)) {
+			t.Errorf("four minutes before the end, at %v, people read %v", r.now, at)
+		}
+		r.now = clockSet(r.now, by)
+		r.after(time.Hour, nothing).ended(90*time.Minute, "idle 30m", "1h25m idle 30m", "1h29m idle 30m")
+
+		r = newTrial(t, 1)
+		r.now, r.p = began, newPolicy(r.p.limits, 1, began, time.Time{})
+		r.connect(1).after(7*time.Hour, training)
+		r.now = clockSet(r.now, by)
+		r.after(24*time.Hour, training).ended(24*time.Hour, "lifetime 24h", "23h45m lifetime 24h", "23h55m lifetime 24h", "23h59m lifetime 24h")
 	}
 }
 

@@ -20,7 +20,7 @@ func (s *life) announce(c term, now time.Time) {
 	if left > time.Second {
 		left = left.Round(time.Second)
 	}
-	at := c.at.UTC()
+	at := onClock(c.at, now)
 	text := fmt.Sprintf("this session will be retired in %s, at %s UTC: %s", config.Duration(left), at.Format("15:04"), c.why)
 	s.tell("ds01: " + text)
 	if s.files { // it goes a minute after each transfer, and nobody misses it

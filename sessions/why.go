@@ -54,7 +54,7 @@ func (m *Manager) Why(_ context.Context, session string) (Why, error) {
 	now := time.Now()
 	w := Why{Signals: s.policy.signals(now)}
 	for _, c := range s.policy.clocks(now) {
-		w.Deadlines = append(w.Deadlines, Deadline{Name: c.name, Limit: c.limit, Since: c.since.UTC().Round(0), At: c.at.UTC().Round(0),
+		w.Deadlines = append(w.Deadlines, Deadline{Name: c.name, Limit: c.limit, Since: onClock(c.since, now), At: onClock(c.at, now),
 			Why: c.why, Announced: c.told})
 	}
 	return w, nil
