@@ -110,6 +110,9 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	r := &running{Process: proc, att: a, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
 	stop := make(chan struct{})
 	defer close(stop)
+	if ch.pty {
+		defer ch.conn.shows(ch, a)()
+	}
 	ch.serveWith(func() { ch.feed(a, proc.Stdin(), stop) })
 	ch.serveWith(func() { ch.control(proc, stop) })
 	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
