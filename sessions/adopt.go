@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // openTime is how long the agent of a container that runs may take to answer,
@@ -51,8 +52,12 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 		return err
 	}
 	limits := m.Config().Limits
-	if account, err := m.Account(ctx, r.holder); err == nil {
+	account, err := m.Account(ctx, r.holder)
+	switch f, known := errors.AsType[*fault.Error](err); {
+	case err == nil:
 		limits = account.Policy.Limits
+	case !known || f.Exit != fault.ExitNoSuch: // with others than its own it might end
+		return fmt.Errorf("holder of session %s: %w", r.id, err)
 	}
 	if r.files {
 		limits = filesLimits(limits)

@@ -2,7 +2,9 @@ package sessions_test
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,6 +90,38 @@ func TestIdleClockSurvivesRestart(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		w.consistent()
+	})
+}
+
+// A session is not judged by another's limits because the database does not say whose
+// it is.
+func TestAdoptWaitsForTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) {
+			c.Users["alice"] = config.Overlay{MaxLifetime: new(config.Duration(72 * time.Hour))}
+		})
+		p := w.project("alice", "thesis", 1)
+		w.attach(p)
+		w.runs(p, &job{}, 2)
+		time.Sleep(30 * time.Hour)
+		var busy atomic.Bool
+		busy.Store(true)
+		w.with = func(m *sessions.Manager) {
+			ask := m.Account
+			m.Account = func(ctx context.Context, user string) (sessions.Account, error) {
+				if busy.Load() {
+					return sessions.Account{}, errors.New("database is locked")
+				}
+				return ask(ctx, user)
+			}
+		}
+		w.restart()
+		time.Sleep(time.Minute)
+		busy.Store(false)
+		time.Sleep(10 * time.Minute)
+		if s := w.session(p); s.State != sessions.Active || time.Until(s.Retires).Round(time.Hour) != 42*time.Hour {
+			t.Errorf("once the database answers: %+v", s)
+		}
 	})
 }
 
