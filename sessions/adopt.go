@@ -100,7 +100,7 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices map[gpu.
 	}
 	s.log.Info("session adopted", "gpu", indexes(s.gpus))
 	s.up(container, r.state, earliest(r.idleSince, now)) // in the future, if the clock was set back
-	s.policy.kept = monotonic(r.keptUntil)
+	s.policy.kept, s.policy.keptSince = monotonic(r.keptUntil), monotonic(r.keptSince)
 	if err := s.policy.recall(r.announced, now); err != nil {
 		s.log.Warn("what was announced is announced again", "err", err)
 	}

@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,6 +94,31 @@ func TestKeepOutlastsTheLifetime(t *testing.T) {
 		if s := w.session(p); s.Reason != "lifetime 24h, no longer kept" || time.Since(s.Launched).Round(time.Minute) != 33*time.Hour {
 			t.Errorf("ended: %+v", s)
 		}
+	})
+}
+
+// Less of a keep counts while others wait, from when it was asked for, through a
+// restart.
+func TestKeepWhileOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) { c.Limits.GPUs, c.Limits.KeepContended = 4, config.Duration(2*time.Hour) })
+		p := w.project("alice", "thesis", 4)
+		w.attach(p).Detach()
+		id := w.keep(p, 10*time.Hour, "training").ID
+		time.Sleep(time.Hour)
+		w.restart()
+		if until, why := w.Kept(id); time.Until(until) != 9*time.Hour || why != "training" {
+			t.Errorf("kept until %v: %s", until, why)
+		}
+		waits := w.project("bob", "waits", 1)
+		var got sync.WaitGroup
+		got.Go(func() {
+			if _, err := w.Attach(t.Context(), waits, nil); err != nil {
+				t.Error(err)
+			}
+		})
+		w.runsUntil(p, time.Hour, "idle 15m, kept for 2h at most while others wait for a GPU")
+		got.Wait()
 	})
 }
 

@@ -53,6 +53,7 @@ type policy struct {
 	worked      time.Time // the end of the last window with work in it
 	computed    time.Time // the same, of its GPUs
 	kept        time.Time // ends for nothing before; zero if nobody keeps it
+	keptSince   time.Time // when that was asked for
 	contended   bool      // somebody waits in line for GPUs
 
 	last     sample
@@ -215,8 +216,13 @@ func (p *policy) running() (all []term) {
 			limit, suffix = limit/2, ", while others wait for a GPU"
 		}
 		c := term{name: name, limit: time.Duration(limit), since: since, why: name + " " + limit.String() + suffix}
-		if c.at = since.Add(c.limit); p.kept.After(c.at) {
-			c.at, c.why = p.kept, c.why+", no longer kept"
+		c.at = since.Add(c.limit)
+		switch kept := p.keptUntil(); {
+		case kept.Before(p.kept) && c.at.Before(p.kept):
+			c.why = name + " " + limit.String() + ", kept for " + p.limits.KeepContended.String() + " at most while others wait for a GPU"
+			c.at = latest(c.at, kept)
+		case kept.After(c.at):
+			c.at, c.why = kept, c.why+", no longer kept"
 		}
 		all = append(all, c)
 	}
@@ -230,6 +236,14 @@ func (p *policy) running() (all []term) {
 		add(clockGPU, p.limits.GPUIdleTimeout, latest(p.began, p.computed), false, ", while others wait for a GPU")
 	}
 	return all
+}
+
+// keptUntil is how long its being kept counts now.
+func (p *policy) keptUntil() time.Time {
+	if most := time.Duration(p.limits.KeepContended); most > 0 && p.contended && p.gpus > 0 {
+		return earliest(p.kept, p.keptSince.Add(most))
+	}
+	return p.kept
 }
 
 // clocks returns the clocks that run, as they will end the session: nothing ends

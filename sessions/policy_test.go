@@ -304,6 +304,16 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 	r.p.kept = r.now.Add(5 * time.Hour)
 	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
 
+	// Where the site says so, less of it counts while others wait for what it holds.
+	for gpus, want := range []struct {
+		end time.Duration
+		why string
+	}{{10 * time.Hour, "idle 15m, while others wait for a GPU, no longer kept"},
+		{3*time.Hour + 3*time.Minute + 30*time.Second, "idle 15m, kept for 2h at most while others wait for a GPU"}} {
+		r = newTrial(t, gpus, func(l *config.Limits) { l.KeepContended = config.Duration(2 * time.Hour) }).connect(1).connect(0)
+		r.p.kept, r.p.keptSince = r.now.Add(10*time.Hour), r.now
+		r.after(3*time.Hour, nothing).runs("nobody waits").contended(true).after(10*time.Hour, nothing).ended(want.end, want.why)
+	}
 }
 
 // What a gateway has announced, the next one neither forgets nor repeats nor brings

@@ -24,6 +24,7 @@ type row struct {
 	launched          time.Time
 	idleSince         time.Time
 	ended             time.Time
+	keptSince         time.Time
 	keptUntil         time.Time
 	keptWhy           string
 	announced         string // the ends of it that people know of
@@ -32,7 +33,7 @@ type row struct {
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_until, kept_why, announced
+	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_since, kept_until, kept_why, announced
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	found, err := d.QueryContext(ctx, query, db.Millis(since))
 	if err != nil {
@@ -42,13 +43,14 @@ func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 	var all []row
 	for found.Next() {
 		var r row
-		var launched, idleSince, ended, kept int64
+		var launched, idleSince, ended, keptSince, kept int64
 		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason,
-			&kept, &r.keptWhy, &r.announced)
+			&keptSince, &kept, &r.keptWhy, &r.announced)
 		if err != nil {
 			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 		}
-		r.launched, r.idleSince, r.ended, r.keptUntil = db.Time(launched), db.Time(idleSince), db.Time(ended), db.Time(kept)
+		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
+		r.keptSince, r.keptUntil = db.Time(keptSince), db.Time(kept)
 		all = append(all, r)
 	}
 	if err := found.Err(); err != nil {

@@ -90,7 +90,11 @@ func (p *policy) signals(now time.Time) []Signal {
 	}
 	all = append(all, queue)
 	if p.kept.After(now) {
-		all = append(all, Signal{"kept", "for " + config.Duration(p.kept.Sub(now).Round(time.Second)).String(), ""})
+		kept := Signal{"kept", "for " + config.Duration(p.kept.Sub(now).Round(time.Second)).String(), ""}
+		if p.keptUntil().Before(p.kept) {
+			kept.Value += ", but while somebody waits for a GPU for " + p.limits.KeepContended.String() + " at most"
+		}
+		all = append(all, kept)
 	}
 	return all
 }
