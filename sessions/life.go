@@ -19,7 +19,7 @@ type life struct {
 	id      string
 	project Project
 	files   bool          // only moves files
-	limits  config.Limits // in force since its launch
+	limits  config.Limits // in force since its launch, or its adoption
 	owner   Account       // whose files it has; these two are its launch's
 	account Account       // whom it counts for
 	log     *slog.Logger

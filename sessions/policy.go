@@ -281,6 +281,9 @@ func (p *policy) due(now time.Time) turn {
 		return !slices.ContainsFunc(all, func(c term) bool { return c.name == name && c.told })
 	})
 	for _, c := range all {
+		if c.name != clockLifetime && now.Sub(p.last.at) > p.patience() && c.at.After(now) {
+			continue // it may work: nobody is told otherwise
+		}
 		left := c.at.Sub(now)
 		if left <= 0 {
 			switch {

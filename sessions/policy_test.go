@@ -176,9 +176,9 @@ func TestPolicyIdle(t *testing.T) {
 			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true})
 			r.after(30*time.Second, does{cpu: 60. / (5 * 60 * 60)}).runs("a minute's work, who knows when").after(28*time.Minute, nothing).runs("since")
 		},
-		"and ends as soon as it is known to be": func(r *trial) {
-			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Minute, nothing)
-			r.ended(5*time.Hour+time.Minute+30*time.Second, "idle 30m")
+		"and is announced as soon as it is known to be": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Hour, nothing)
+			r.ended(5*time.Hour+6*time.Minute+30*time.Second, "idle 30m", "5h1m30s idle 30m", "5h5m30s idle 30m")
 		},
 		"activity takes an announcement back": func(r *trial) {
 			r.connect(1).connect(0).after(27*time.Minute, nothing).after(time.Minute, training).after(time.Hour, nothing)
