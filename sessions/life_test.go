@@ -191,6 +191,15 @@ func TestLifetime(t *testing.T) {
 		p := w.project("alice", "thesis", 1)
 		a := w.attach(p)
 		began := time.Now()
+		if said := a.Announced(); said != "" {
+			t.Errorf("announced at once: %q", said)
+		}
+		time.AfterFunc(24*time.Hour-30*time.Second, func() { // too late for any of these
+			late := w.attach(p)
+			if said := late.Announced(); said != "this session will be retired in 30s, at 00:00 UTC: lifetime 24h" {
+				t.Errorf("who comes in the last minute is told %q", said)
+			}
+		})
 		for _, left := range []time.Duration{15 * time.Minute, 5 * time.Minute, time.Minute} {
 			line := <-a.Notices()
 			if got := 24*time.Hour - time.Since(began); got != left || !strings.Contains(line, "retired in "+config.Duration(left).String()) ||

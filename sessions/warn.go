@@ -16,12 +16,7 @@ import (
 // announce tells everybody who should know that c will end s: who is attached, the
 // events, and whoever the site has named. The caller holds m.mu.
 func (s *life) announce(c term, now time.Time) {
-	left := c.at.Sub(now)
-	if left > time.Second {
-		left = left.Round(time.Second)
-	}
-	at := onClock(c.at, now)
-	text := fmt.Sprintf("this session will be retired in %s, at %s UTC: %s", config.Duration(left), at.Format("15:04"), c.why)
+	left, at, text := c.words(now)
 	s.tell("ds01: " + text)
 	if s.files { // it goes a minute after each transfer, and nobody misses it
 		return
@@ -45,6 +40,32 @@ func (s *life) announce(c term, now time.Time) {
 			s.log.Error("cannot record that the session was warned", "err", err)
 		}
 	})
+}
+
+// words says when c ends a session, and why.
+func (c term) words(now time.Time) (left time.Duration, at time.Time, text string) {
+	left = c.at.Sub(now)
+	if left > time.Second {
+		left = left.Round(time.Second)
+	}
+	at = onClock(c.at, now)
+	return left, at, fmt.Sprintf("this session will be retired in %s, at %s UTC: %s", config.Duration(max(left, 0)), at.Format("15:04"), c.why)
+}
+
+// Announced returns what those who were there have read already of the session's
+// end, for who comes now; "" if nothing is announced. Ask only where a person will
+// read it.
+func (a *Attachment) Announced() string {
+	s := a.life
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	now := time.Now()
+	c := s.policy.shown(now)
+	if !c.told {
+		return ""
+	}
+	_, _, text := c.words(now)
+	return text
 }
 
 // A stored promise is one as the database has it. Times are in milliseconds.

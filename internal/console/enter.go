@@ -112,6 +112,9 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 	work.Go(func() { defer close(drained); _, _ = io.Copy(std[1], noted{proc.Stdout(), a.Carried}) })
 	work.Go(func() { exit, err := proc.Wait(); ended <- ending{exit, err} })
 	var repaint sessions.Repaint
+	if announced := a.Announced(); announced != "" {
+		_, _ = fmt.Fprintf(std[1], "\r\nds01: %s\r\n", plain(announced))
+	}
 	for {
 		select {
 		case e := <-ended:
