@@ -304,6 +304,13 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 	r.p.kept = r.now.Add(5 * time.Hour)
 	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
 
+	// Asked for in the last minute, and no longer wanted in the next hour.
+	r = newTrial(t, 1).connect(1).connect(0).after(29*time.Minute+30*time.Second, nothing)
+	r.p.kept, r.p.keptSince = r.now.Add(5*time.Hour), r.now
+	r.after(time.Hour, nothing).runs("kept")
+	r.p.kept = time.Time{}
+	r.after(time.Hour, nothing).ended(95*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m", "1h30m idle 30m", "1h34m idle 30m")
+
 	// Where the site says so, less of it counts while others wait for what it holds.
 	for gpus, want := range []struct {
 		end time.Duration
