@@ -133,7 +133,7 @@ func TestShownInLine(t *testing.T) {
 	}{
 		"terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 26}},
 			out: "ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
-				"\r| place 2 of 2; GPU 0 ali\x1b[K\r/ place 1 of 2; GPU 0 ali\x1b[K\r- place 1 of 2; GPU 0 ali\x1b[K"},
+				"\r| place 2 of 2; GPU 0 ali\x1b[K\r/ place 1 of 2; GPU 0 ali\x1b[K\r- place 1 of 2; \x1b[K"}, // it is smaller by now
 		"no terminal": {exit: fault.ExitLater,
 			errs: "ds01: thesis waits for a GPU: place 2 of 2; GPU 0 alice (0 s)\n" +
 				"ds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (10 s)\nds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (20 s)\n"},
@@ -148,7 +148,7 @@ func TestShownInLine(t *testing.T) {
 			ch := &channel{
 				conn: &conn{held: h, s: &Server{Config: func() *config.Config { return cfg }}}, ctx: t.Context(),
 				pty: c.pty != nil, cmd: sessions.Command{PTY: c.pty},
-				out: stream{w: out}, errs: stream{w: errs}, typed: make(chan []byte),
+				out: stream{w: out}, errs: stream{w: errs}, typed: make(chan []byte), resize: make(chan sessions.Size, 1),
 			}
 			ended := make(chan error, 1)
 			go func() {
@@ -165,7 +165,9 @@ func TestShownInLine(t *testing.T) {
 					t.Errorf("%s: %v", name, f)
 				}
 			} else {
-				time.Sleep(2 * time.Second)
+				time.Sleep(time.Second)
+				ch.resize <- sessions.Size{Columns: 17}
+				time.Sleep(time.Second)
 				ch.typed <- []byte{ctrlC}
 				if f := fault.For(<-ended); f.Exit != exitInterrupted {
 					t.Errorf("%s: %v", name, f)

@@ -151,9 +151,10 @@ func (p *progress) turn() {
 		p.timer.Reset(sayEvery)
 		return
 	}
+	p.ch.measure()
 	width := int(p.ch.cmd.PTY.Size.Columns) - 1 // a line that wraps cannot be taken back
-	line := fmt.Sprintf("%c %s", `|/-\`[p.turns%4], clean(doing))
-	p.ch.write("\r" + line[:min(len(line), max(width, 1))] + "\x1b[K")
+	line := []rune(fmt.Sprintf("%c %s", `|/-\`[p.turns%4], clean(doing)))
+	p.ch.write("\r" + string(line[:min(len(line), max(width, 1))]) + "\x1b[K")
 	p.turns++
 	p.timer.Reset(every)
 }

@@ -175,20 +175,9 @@ func (s *Store) User(ctx context.Context, name string) (User, error) {
 
 // Users returns everybody, by name.
 func (s *Store) Users(ctx context.Context) ([]User, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT `+userColumns+` FROM users ORDER BY name`)
+	scan := func(row db.Row) (User, error) { return scanUser(row) }
+	list, err := db.Select(ctx, s.db, scan, `SELECT `+userColumns+` FROM users ORDER BY name`)
 	if err != nil {
-		return nil, fmt.Errorf("list users: %w", err)
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var list []User
-	for rows.Next() {
-		u, err := scanUser(rows)
-		if err != nil {
-			return nil, fmt.Errorf("list users: %w", err)
-		}
-		list = append(list, u)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("list users: %w", err)
 	}
 	return list, nil
@@ -197,11 +186,8 @@ func (s *Store) Users(ctx context.Context) ([]User, error) {
 // userColumns are what scanUser scans.
 const userColumns = `users.name, role, uid, gid, disabled, created`
 
-// A row is a *sql.Row or *sql.Rows.
-type row interface{ Scan(dest ...any) error }
-
 // scanUser scans userColumns and what comes after them.
-func scanUser(r row, more ...any) (User, error) {
+func scanUser(r db.Row, more ...any) (User, error) {
 	var u User
 	var created int64
 	err := r.Scan(append([]any{&u.Name, &u.Role, &u.UID, &u.GID, &u.Disabled, &created}, more...)...)
@@ -282,27 +268,15 @@ func (s *Store) Keys(ctx context.Context, name string) ([]Key, error) {
 			return nil, err
 		}
 	}
-	rows, err := s.db.QueryContext(ctx, `SELECT user, fingerprint, type, comment, expires, added, last_used, blob
+	list, err := db.Select(ctx, s.db, s.scanKey, `SELECT user, fingerprint, type, comment, expires, added, last_used, blob
 		FROM keys WHERE ?1 IN ('', user) ORDER BY user, added, rowid`, name)
 	if err != nil {
-		return nil, fmt.Errorf("list keys: %w", err)
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var list []Key
-	for rows.Next() {
-		k, err := s.scanKey(rows)
-		if err != nil {
-			return nil, fmt.Errorf("list keys: %w", err)
-		}
-		list = append(list, k)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("list keys: %w", err)
 	}
 	return list, nil
 }
 
-func (s *Store) scanKey(r row) (Key, error) {
+func (s *Store) scanKey(r db.Row) (Key, error) {
 	var k Key
 	var expires, added, used int64
 	var blob []byte

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -144,21 +145,9 @@ func lentAs(l gpu.Lease, known map[gpu.UUID]gpu.Device) gpu.Device {
 // of the kind unless somebody has edited the database.
 func (m *Manager) releaseEnded() error {
 	return m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
-		found, err := tx.QueryContext(ctx,
+		ids, err := db.Select(ctx, tx, db.Value[string],
 			`SELECT DISTINCT l.session FROM leases l JOIN sessions s ON s.id = l.session WHERE l.released = 0 AND s.ended > 0`)
 		if err != nil {
-			return fmt.Errorf("look for leases without a session: %w", err)
-		}
-		defer func() { _ = found.Close() }()
-		var ids []string
-		for found.Next() {
-			var id string
-			if err := found.Scan(&id); err != nil {
-				return fmt.Errorf("look for leases without a session: %w", err)
-			}
-			ids = append(ids, id)
-		}
-		if err := found.Err(); err != nil {
 			return fmt.Errorf("look for leases without a session: %w", err)
 		}
 		for _, id := range ids {

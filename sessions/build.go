@@ -92,9 +92,10 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 
 // RefreshImage is BuildImage for who is about to launch p. Where its Dockerfile
 // does not decide which image that has, it does nothing and returns the zero
-// Image: p names an image, there is no Dockerfile, or the site builds none.
+// Image: p names an image, there is no Dockerfile, the site builds none, or
+// nothing is launched, so that nobody waits for an image to be told so.
 func (m *Manager) RefreshImage(ctx context.Context, by string, p Project, progress func(BuildProgress)) (i Image, built bool, err error) {
-	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled {
+	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled || m.Draining() != nil {
 		return Image{}, false, nil
 	}
 	b, err := m.buildOf(ctx, p)
@@ -236,9 +237,8 @@ func (m *Manager) prune(ctx context.Context, ref Ref) {
 	if m.Builder == nil {
 		return
 	}
-	old, err := scanImages(m.DB.QueryContext(ctx, `SELECT `+imageColumns+` FROM images AS i
-		WHERE owner = ?1 AND name = ?2 AND (project IS NULL OR id NOT IN
-			(SELECT id FROM images WHERE project = i.project ORDER BY built DESC, id DESC LIMIT ?3))`, ref.Owner, ref.Name, keptImages))
+	old, err := selectImages(ctx, m.DB, `owner = ?1 AND name = ?2 AND (project IS NULL OR id NOT IN
+		(SELECT id FROM images AS i WHERE i.project = images.project ORDER BY built DESC, id DESC LIMIT ?3))`, ref.Owner, ref.Name, keptImages)
 	for _, i := range old {
 		if _, removeErr := m.removeImage(ctx, i); removeErr != nil {
 			err = removeErr

@@ -144,8 +144,13 @@ func TestRefreshImage(t *testing.T) {
 	w.cfg.Build.Enabled = false
 	refresh(p, false)
 	w.cfg.Build.Enabled = true
+	_, err := w.Drain(t.Context(), "root", "")
+	must(t, err)
+	refresh(p, false)
+	_, err = w.Undrain(t.Context(), "root")
+	must(t, err)
 	w.says(p, "RUN echo no FROM")
-	_, _, err := w.RefreshImage(t.Context(), "alice", p, quiet)
+	_, _, err = w.RefreshImage(t.Context(), "alice", p, quiet)
 	is(t, err, fault.ExitFailed, "no FROM", "until then logins get the last image")
 }
 

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -54,7 +55,7 @@ func builtFor(ref string) (owner string, built bool) {
 
 // image returns the image of p's next session: what the project names, else
 // what was built for it, else the role's, else the site's.
-func (m *Manager) image(ctx context.Context, q queryer, account Account, p Project) (string, error) {
+func (m *Manager) image(ctx context.Context, q db.Querier, account Account, p Project) (string, error) {
 	if p.Image != "" {
 		return p.Image, m.allows(account, p.Image) // the list may have changed
 	}

@@ -16,35 +16,20 @@ type Image struct {
 	When    time.Time
 }
 
-// queryer is a database or a transaction.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // images returns what has been built for p, the newest first.
-func images(ctx context.Context, q queryer, p Project) ([]Image, error) {
-	return scanImages(q.QueryContext(ctx, `SELECT `+imageColumns+` FROM images
-		WHERE owner = ? AND name = ? AND project = ? ORDER BY built DESC, id DESC`, p.Owner, p.Name, p.ID))
+func images(ctx context.Context, q db.Querier, p Project) ([]Image, error) {
+	return selectImages(ctx, q, `owner = ? AND name = ? AND project = ? ORDER BY built DESC, id DESC`, p.Owner, p.Name, p.ID)
 }
 
-const imageColumns = `owner, name, ref, dockerfile, content, size, took, built`
-
-func scanImages(rows *sql.Rows, err error) ([]Image, error) {
-	if err != nil {
-		return nil, fmt.Errorf("list images: %w", explainDB(err))
-	}
-	defer func() { _ = rows.Close() }()
-	var all []Image
-	for rows.Next() {
-		var i Image
+func selectImages(ctx context.Context, q db.Querier, where string, args ...any) ([]Image, error) {
+	scan := func(row db.Row) (i Image, err error) {
 		var took, built int64
-		if err := rows.Scan(&i.Project.Owner, &i.Project.Name, &i.Ref, &i.Recipe.Dockerfile, &i.Recipe.Content, &i.Size, &took, &built); err != nil {
-			return nil, fmt.Errorf("list images: %w", explainDB(err))
-		}
+		err = row.Scan(&i.Project.Owner, &i.Project.Name, &i.Ref, &i.Recipe.Dockerfile, &i.Recipe.Content, &i.Size, &took, &built)
 		i.Took, i.When = time.Duration(took)*time.Millisecond, db.Time(built)
-		all = append(all, i)
+		return i, err
 	}
-	if err := rows.Err(); err != nil {
+	all, err := db.Select(ctx, q, scan, `SELECT owner, name, ref, dockerfile, content, size, took, built FROM images WHERE `+where, args...)
+	if err != nil {
 		return nil, fmt.Errorf("list images: %w", explainDB(err))
 	}
 	return all, nil
@@ -53,8 +38,7 @@ func scanImages(rows *sql.Rows, err error) ([]Image, error) {
 // Images returns what has been built for user's projects, by project and the
 // newest first; "" is everybody's.
 func (m *Manager) Images(ctx context.Context, user string) ([]Image, error) {
-	return scanImages(m.DB.QueryContext(ctx, `SELECT `+imageColumns+` FROM images
-		WHERE ?1 IN ('', owner) ORDER BY owner, name, built DESC, id DESC`, user))
+	return selectImages(ctx, m.DB, `?1 IN ('', owner) ORDER BY owner, name, built DESC, id DESC`, user)
 }
 
 // storeImage records an image; one that was built again is the newest.

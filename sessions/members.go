@@ -53,23 +53,17 @@ func (m *Manager) Members(ctx context.Context, projects ...Project) (map[int64][
 	if err != nil {
 		return nil, fmt.Errorf("list members: %w", err)
 	}
-	rows, err := m.DB.QueryContext(ctx,
-		`SELECT project, user, read_only, added FROM members WHERE project IN (SELECT value FROM json_each(?)) ORDER BY user`, string(list))
-	if err != nil {
-		return nil, fmt.Errorf("list members: %w", explainDB(err))
-	}
-	defer func() { _ = rows.Close() }()
 	all := map[int64][]Member{}
-	for rows.Next() {
+	scan := func(row db.Row) (one Member, err error) {
 		var project, added int64
-		var one Member
-		if err := rows.Scan(&project, &one.User, &one.ReadOnly, &added); err != nil {
-			return nil, fmt.Errorf("list members: %w", explainDB(err))
-		}
+		err = row.Scan(&project, &one.User, &one.ReadOnly, &added)
 		one.Added = db.Time(added)
 		all[project] = append(all[project], one)
+		return one, err
 	}
-	if err := rows.Err(); err != nil {
+	if _, err := db.Select(ctx, m.DB, scan,
+		`SELECT project, user, read_only, added FROM members WHERE project IN (SELECT value FROM json_each(?)) ORDER BY user`,
+		string(list)); err != nil {
 		return nil, fmt.Errorf("list members: %w", explainDB(err))
 	}
 	return all, nil

@@ -30,7 +30,7 @@ func errNoProject(name string) error {
 const projectColumns = `p.id, p.owner, p.name, p.image, p.gpus, p.profile, p.created`
 
 // scanProject reads projectColumns, and into more what the query adds.
-func scanProject(row interface{ Scan(...any) error }, more ...any) (Project, error) {
+func scanProject(row db.Row, more ...any) (Project, error) {
 	var p Project
 	var created int64
 	err := row.Scan(append([]any{&p.ID, &p.Owner, &p.Name, &p.Image, &p.GPUs, &p.Profile, &created}, more...)...)
@@ -72,26 +72,18 @@ func (m *Manager) validProject(name string) bool {
 
 // Projects returns what user owns or is a member of, by name; "" is everybody.
 func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) {
-	rows, err := m.DB.QueryContext(ctx,
+	scan := func(row db.Row) (Project, error) {
+		var readOnly bool
+		p, err := scanProject(row, &readOnly)
+		p.User, p.ReadOnly = user, readOnly
+		return p, err
+	}
+	all, err := db.Select(ctx, m.DB, scan,
 		`SELECT `+projectColumns+`, ifnull(m.read_only, 0) FROM projects p
 		 LEFT JOIN members m ON m.project = p.id AND m.user = ?1
 		 WHERE ?1 IN ('', p.owner, m.user)
 		 ORDER BY p.name, p.owner`, user)
 	if err != nil {
-		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
-	}
-	defer func() { _ = rows.Close() }()
-	var all []Project
-	for rows.Next() {
-		var readOnly bool
-		p, err := scanProject(rows, &readOnly)
-		if err != nil {
-			return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
-		}
-		p.User, p.ReadOnly = user, readOnly
-		all = append(all, p)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 	}
 	return all, nil

@@ -35,25 +35,16 @@ type row struct {
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
 	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_since, kept_until, kept_why, announced
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
-	found, err := d.QueryContext(ctx, query, db.Millis(since))
-	if err != nil {
-		return nil, fmt.Errorf("list sessions: %w", explainDB(err))
-	}
-	defer func() { _ = found.Close() }()
-	var all []row
-	for found.Next() {
-		var r row
+	scan := func(found db.Row) (r row, err error) {
 		var launched, idleSince, ended, keptSince, kept int64
-		err := found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state, &launched, &idleSince, &ended, &r.reason,
-			&keptSince, &kept, &r.keptWhy, &r.announced)
-		if err != nil {
-			return nil, fmt.Errorf("list sessions: %w", explainDB(err))
-		}
+		err = found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state,
+			&launched, &idleSince, &ended, &r.reason, &keptSince, &kept, &r.keptWhy, &r.announced)
 		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
 		r.keptSince, r.keptUntil = db.Time(keptSince), db.Time(kept)
-		all = append(all, r)
+		return r, err
 	}
-	if err := found.Err(); err != nil {
+	all, err := db.Select(ctx, d, scan, query, db.Millis(since))
+	if err != nil {
 		return nil, fmt.Errorf("list sessions: %w", explainDB(err))
 	}
 	return all, nil
@@ -91,21 +82,9 @@ func freshProject(ctx context.Context, tx *sql.Tx, p Project) (Project, error) {
 // checkCount refuses one session more than account may have, or one files
 // session more.
 func checkCount(ctx context.Context, tx *sql.Tx, account Account, files bool) error {
-	found, err := tx.QueryContext(ctx, `SELECT CASE owner WHEN holder THEN name ELSE owner || '.' || name END AS called FROM sessions
+	names, err := db.Select(ctx, tx, db.Value[string], `SELECT CASE owner WHEN holder THEN name ELSE owner || '.' || name END AS called FROM sessions
 		WHERE holder = ? AND files = ? AND ended = 0 ORDER BY called`, account.Name, files)
 	if err != nil {
-		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
-	}
-	defer func() { _ = found.Close() }()
-	var names []string
-	for found.Next() {
-		var name string
-		if err := found.Scan(&name); err != nil {
-			return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
-		}
-		names = append(names, name)
-	}
-	if err := found.Err(); err != nil {
 		return fmt.Errorf("count the sessions of %s: %w", account.Name, err)
 	}
 	switch limit := account.Policy.Sessions; {

@@ -54,15 +54,36 @@ type heldJSON struct {
 	KeptUntil  *time.Time `json:"kept_until"`  // its session does not retire by itself before; null if nobody keeps it
 	KeepReason string     `json:"keep_reason"` // as its holder says for all to read, or ""
 
-	Utilization *int     `json:"utilization"` // percent; null if unknown
+	readJSON
+}
+
+// readJSON is what a GPU was seen to do; null is unknown.
+type readJSON struct {
+	Utilization *int     `json:"utilization"` // percent
 	MemoryUsed  *uint64  `json:"memory_used"` // bytes
 	Temperature *int     `json:"temperature"` // °C
 	Watts       *float64 `json:"watts"`
 }
 
+func asReadJSON(s gpu.Seen) (r readJSON) {
+	if s.Utilization >= 0 {
+		r.Utilization = new(s.Utilization)
+	}
+	if s.Temperature >= 0 {
+		r.Temperature = new(s.Temperature)
+	}
+	if s.Watts > 0 {
+		r.Watts = new(s.Watts)
+	}
+	if !s.Missing && !s.Simulated && s.Err == nil {
+		r.MemoryUsed = new(s.Used)
+	}
+	return r
+}
+
 // heldJSON is s as the caller may see it.
 func (c *call) heldJSON(s gpu.Seen) heldJSON {
-	row := heldJSON{gpuJSON: deviceJSON(s.Device), State: stateOf(s), Cause: s.Cause, Missing: s.Missing}
+	row := heldJSON{gpuJSON: deviceJSON(s.Device), State: stateOf(s), Cause: s.Cause, Missing: s.Missing, readJSON: asReadJSON(s)}
 	if s.Outage != nil {
 		row.Cause, row.Out, row.OutBy = s.Outage.Cause, stamp(s.Outage.Since), s.Outage.Taken
 	}
@@ -73,18 +94,6 @@ func (c *call) heldJSON(s gpu.Seen) heldJSON {
 		if c.caller.Admin || l.Owner == c.caller.User {
 			row.Project = l.Project
 		}
-	}
-	if s.Utilization >= 0 {
-		row.Utilization = new(s.Utilization)
-	}
-	if s.Temperature >= 0 {
-		row.Temperature = new(s.Temperature)
-	}
-	if s.Watts > 0 {
-		row.Watts = new(s.Watts)
-	}
-	if !s.Missing && !s.Simulated && s.Err == nil {
-		row.MemoryUsed = new(s.Used)
 	}
 	return row
 }
@@ -179,18 +188,18 @@ func (g heldJSON) until() string {
 	return text
 }
 
-func (g heldJSON) percent() string {
-	if g.Utilization == nil {
+func (r readJSON) percent() string {
+	if r.Utilization == nil {
 		return ""
 	}
-	return strconv.Itoa(*g.Utilization) + "%"
+	return strconv.Itoa(*r.Utilization) + "%"
 }
 
-func (g heldJSON) degrees() string {
-	if g.Temperature == nil {
+func (r readJSON) degrees() string {
+	if r.Temperature == nil {
 		return ""
 	}
-	return strconv.Itoa(*g.Temperature) + "°C"
+	return strconv.Itoa(*r.Temperature) + "°C"
 }
 
 // memory shows what is used of all that there is.

@@ -21,14 +21,20 @@ const (
 
 // statsJSON is what a session uses, as --json prints it.
 type statsJSON struct {
-	Session  string    `json:"session"`
-	Project  string    `json:"project"`
-	Owner    string    `json:"owner"`
-	State    string    `json:"state"`
-	Files    bool      `json:"files"`
-	ReadOnly bool      `json:"read_only"`
-	GPUs     []gpuJSON `json:"gpus"`
-	Usage    *loadJSON `json:"usage"` // null if it cannot be told
+	Session  string        `json:"session"`
+	Project  string        `json:"project"`
+	Owner    string        `json:"owner"`
+	State    string        `json:"state"`
+	Files    bool          `json:"files"`
+	ReadOnly bool          `json:"read_only"`
+	GPUs     []gpuUsedJSON `json:"gpus"`
+	Usage    *loadJSON     `json:"usage"` // null if it cannot be told
+}
+
+// gpuUsedJSON is a GPU that a session holds, and what it does.
+type gpuUsedJSON struct {
+	gpuJSON
+	readJSON
 }
 
 // loadJSON is what a container uses and may use, where 0 is no limit.
@@ -54,7 +60,7 @@ func (c *call) containerStats() *cobra.Command {
 		use:   "stats [NAME]",
 		short: "Show what your containers use now, of what they may",
 		long: "CPU is how many processors were busy in the last second, or with --watch since the last line;\n" +
-			"memory is without what is only cached from files.",
+			"memory is without what is only cached from files. Of a MIG instance no driver tells the utilization.",
 		example: "ds01 container stats my-thesis --watch",
 		run: func(_ *cobra.Command, args []string) error {
 			g := &gauge{call: c, before: map[string]sessions.Usage{}}
@@ -91,13 +97,17 @@ func (g *gauge) read() ([]statsJSON, error) {
 	ctx, cancel := context.WithTimeout(g.ctx, usageTime)
 	defer cancel()
 	now := map[string]sessions.Usage{}
+	doing := g.readings()
 	rows := []statsJSON{}
 	for _, s := range all {
 		if g.project != nil && s.Project != *g.project {
 			continue
 		}
 		j := g.sessionJSON(s)
-		row := statsJSON{j.Session, j.Project, j.Owner, j.State, j.Files, j.ReadOnly, j.GPUs, nil}
+		row := statsJSON{j.Session, j.Project, j.Owner, j.State, j.Files, j.ReadOnly, []gpuUsedJSON{}, nil}
+		for _, d := range j.GPUs {
+			row.GPUs = append(row.GPUs, gpuUsedJSON{d, doing[d.UUID]})
+		}
 		if u, err := g.Sessions.Usage(ctx, s.ID); err == nil {
 			row.Usage = asLoadJSON(g.before[s.ID], u)
 			now[s.ID] = u
@@ -108,6 +118,20 @@ func (g *gauge) read() ([]statsJSON, error) {
 	}
 	g.before = now
 	return rows, context.Cause(g.ctx)
+}
+
+// readings returns what each GPU does, by UUID. A driver that does not answer
+// costs its numbers alone.
+func (g *gauge) readings() map[string]readJSON {
+	all, _, err := g.seen()
+	if err != nil {
+		g.Log.Debug("no readings", "err", err)
+	}
+	found := map[string]readJSON{}
+	for _, s := range all {
+		found[string(s.UUID)] = asReadJSON(s)
+	}
+	return found
 }
 
 // asLoadJSON returns what was used from before to now; nil if there is no before.
@@ -198,12 +222,21 @@ func (g *gauge) printWatched(rows []statsJSON, again bool) error {
 	return printed(err)
 }
 
-const statsHead = "PROJECT STATE CPU MEMORY PIDS GPUS"
+const statsHead = "PROJECT STATE CPU MEMORY PIDS GPU-UTIL GPU-MEMORY GPUS"
 
 // cells is one row of what stats prints.
 func (g *gauge) cells(s statsJSON) []string {
 	name := g.calledSession(sessionJSON{Owner: s.Owner, Project: s.Project, ReadOnly: s.ReadOnly})
-	cells := []string{name, s.State, "", "", "", gpuTitles(s)}
+	var utils, used []string
+	for _, d := range s.GPUs {
+		if d.Utilization != nil {
+			utils = append(utils, d.percent())
+		}
+		if d.MemoryUsed != nil {
+			used = append(used, size(*d.MemoryUsed))
+		}
+	}
+	cells := []string{name, s.State, "", "", "", strings.Join(utils, ","), strings.Join(used, ","), gpuTitles(s)}
 	if u := s.Usage; u != nil {
 		cells[2] = of(strconv.FormatFloat(u.CPUs, 'f', 2, 64), u.CPULimit > 0, strconv.FormatFloat(u.CPULimit, 'f', -1, 64))
 		cells[3] = of(size(u.Memory), u.MemoryLimit > 0, size(u.MemoryLimit))
@@ -225,13 +258,15 @@ func gpuTitles(s statsJSON) string {
 	if s.Files {
 		return "files only"
 	}
-	titles := indexes(s.GPUs)
+	var labels []string
 	models := map[string]bool{}
 	for _, g := range s.GPUs {
+		labels = append(labels, g.Device)
 		if g.Name != "" {
 			models[fmt.Sprintf("%s, %s", g.Name, memory(g.Memory))] = true
 		}
 	}
+	titles := strings.Join(labels, ",")
 	if len(models) == 1 { // one server's are nearly always alike
 		for model := range models {
 			titles += " (" + model + ")"

@@ -43,8 +43,8 @@ func fakeOf(b *Backend) *sessionstest.Fake { return b.Sessions.Runtime.(*session
 // CPU is what is used now, not since the launch, and stands beside the limit.
 func TestStats(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
-		const want = "PROJECT  STATE   CPU        MEMORY           PIDS         GPUS\n" +
-			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  0 (Simulated GPU, 40GiB)\n"
+		const want = "PROJECT  STATE   CPU        MEMORY           PIDS         GPU-UTIL  GPU-MEMORY  GPUS\n" +
+			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           0 (Simulated GPU, 40GiB)\n"
 		for _, line := range []string{"container stats", "container stats thesis", "container stats alice.thesis"} {
 			began := time.Now()
 			if got := ok(t, b, alice, line); got != want {
@@ -70,12 +70,28 @@ func TestStats(t *testing.T) {
 	})
 }
 
+// The GPUs of a session are shown with what they do.
+func TestStatsOfGPUs(t *testing.T) {
+	b := backend(t)
+	busy(t, b)
+	if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "87%       3GiB        0 (Simulated GPU, 40GiB)") {
+		t.Errorf("stats:\n%s", got)
+	}
+	var rows []statsJSON
+	if err := json.Unmarshal([]byte(ok(t, b, alice, "container stats --json")), &rows); err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 1 || len(rows[0].GPUs) != 1 || rows[0].GPUs[0].Utilization == nil || *rows[0].GPUs[0].MemoryUsed != 3<<30 {
+		t.Errorf("as JSON: %+v", rows)
+	}
+}
+
 // An engine that does not say what a container uses costs its numbers alone.
 func TestStatsOfWhatDoesNotAnswer(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
 		fakeOf(b).Lose(io.ErrUnexpectedEOF)
 		defer fakeOf(b).Recover()
-		if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "thesis   active  -    -       -     0 (") {
+		if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "thesis   active  -    -       -     -         -           0 (") {
 			t.Errorf("stats:\n%s", got)
 		}
 	})
@@ -95,8 +111,8 @@ func watched(t *testing.T, b *Backend, streams IO, after time.Duration, line str
 
 func TestWatchStats(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
-		const block = "PROJECT  STATE   CPU        MEMORY           PIDS         GPUS\n" +
-			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  0 (Simulated GPU, 40GiB)\n"
+		const block = "PROJECT  STATE   CPU        MEMORY           PIDS         GPU-UTIL  GPU-MEMORY  GPUS\n" +
+			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           0 (Simulated GPU, 40GiB)\n"
 		// After a second, and then every two, so three times in six.
 		out, errs, exit := watched(t, b, IO{}, 6*time.Second, "container stats --watch")
 		if out != block+"\n"+block+"\n"+block || errs != "" || exit != 1 {
@@ -106,7 +122,7 @@ func TestWatchStats(t *testing.T) {
 		if lines := strings.SplitAfter(out, "\n"); len(lines) != 4 || !json.Valid([]byte(lines[0])) || !json.Valid([]byte(lines[2])) {
 			t.Errorf("as JSON: not three lines but\n%s", out)
 		}
-		terminal := IO{TTY: true, ErrTTY: true, Columns: 100, Rows: 24, Term: "xterm", NoColor: true}
+		terminal := IO{TTY: true, ErrTTY: true, Columns: 120, Rows: 24, Term: "xterm", NoColor: true}
 		over := "\x1b[2A\r" + strings.ReplaceAll(block, "\n", "\x1b[K\n") + "\x1b[J"
 		if out, _, _ = watched(t, b, terminal, 6*time.Second, "container stats --watch"); out != block+over+over {
 			t.Errorf("at a terminal: %q", out)

@@ -19,11 +19,8 @@ func attackOffer(args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := dialRaw()
+	c, err := dialAuth()
 	if err != nil {
-		return err
-	}
-	if err := c.startAuth(); err != nil {
 		return err
 	}
 	// Own key first and last, so that neither order is what saves the gateway.
@@ -55,11 +52,8 @@ func attackForge(args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := dialRaw()
+	c, err := dialAuth()
 	if err != nil {
-		return err
-	}
-	if err := c.startAuth(); err != nil {
 		return err
 	}
 	answer, err := c.prove(args[2], theirs, own)
@@ -81,11 +75,8 @@ func attackSwitch(args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := dialRaw()
+	c, err := dialAuth()
 	if err != nil {
-		return err
-	}
-	if err := c.startAuth(); err != nil {
 		return err
 	}
 	answer, err := c.offer(args[1], own.PublicKey())
@@ -106,11 +97,8 @@ func attackSwitch(args []string) error {
 // attackMethod tries a method without a key, as many times as it is let, and
 // then a channel as if it had worked.
 func attackMethod(args []string) error {
-	c, err := dialRaw()
+	c, err := dialAuth()
 	if err != nil {
-		return err
-	}
-	if err := c.startAuth(); err != nil {
 		return err
 	}
 	request := ssh.Marshal(struct{ User, Service, Method string }{args[1], "ssh-connection", args[0]})

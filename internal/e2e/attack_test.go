@@ -122,31 +122,40 @@ func login(keyFile, name string) (*ssh.Client, error) {
 	})
 }
 
+// loginSession is a session channel on a connection of its own.
+func loginSession(keyFile, name string) (*ssh.Session, error) {
+	client, err := login(keyFile, name)
+	if err != nil {
+		return nil, err
+	}
+	return client.NewSession()
+}
+
 // printRun prints what a command on session says and how it ends.
 func printRun(session *ssh.Session, command string) error {
 	var out, errs bytes.Buffer
 	session.Stdout, session.Stderr = &out, &errs
 	err := session.Run(command)
 	fmt.Printf("%s%s", out.String(), errs.String())
+	return printExit(err)
+}
+
+// printExit prints how a command ended that was waited for with err.
+func printExit(err error) error {
 	if exit, ok := errors.AsType[*ssh.ExitError](err); ok {
 		fmt.Printf("exit: %d signal: %q\n", exit.ExitStatus(), exit.Signal())
 		return nil
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		fmt.Println("exit: 0")
 	}
-	fmt.Println("exit: 0")
-	return nil
+	return err
 }
 
 // attackResizeFlood resizes its terminal 5000 times before there is a shell:
 // whoever queues these stalls.
 func attackResizeFlood(args []string) error {
-	client, err := login(args[0], args[1])
-	if err != nil {
-		return err
-	}
-	session, err := client.NewSession()
+	session, err := loginSession(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -190,15 +199,11 @@ func attackChannelFlood(args []string) error {
 
 // attackEnvFlood sets N variables, one of them long.
 func attackEnvFlood(args []string) error {
-	client, err := login(args[0], args[1])
-	if err != nil {
-		return err
-	}
 	n, err := strconv.Atoi(args[2])
 	if err != nil {
 		return err
 	}
-	session, err := client.NewSession()
+	session, err := loginSession(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -217,15 +222,11 @@ func attackEnvFlood(args []string) error {
 
 // attackHugeExec sends a command longer than the kernel takes as an argument.
 func attackHugeExec(args []string) error {
-	client, err := login(args[0], args[1])
-	if err != nil {
-		return err
-	}
 	n, err := strconv.Atoi(args[2])
 	if err != nil {
 		return err
 	}
-	session, err := client.NewSession()
+	session, err := loginSession(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -271,11 +272,8 @@ func attackStopReading(args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := dialRaw()
+	c, err := dialAuth()
 	if err != nil {
-		return err
-	}
-	if err := c.startAuth(); err != nil {
 		return err
 	}
 	if answer, err := c.prove(args[1], key.PublicKey(), key); err != nil || answer != msgAuthSuccess {
@@ -301,11 +299,7 @@ func attackStopReading(args []string) error {
 // signal through the protocol (RFC 4254 §6.9); SIGNAL "" sends none. It shows
 // exit-signal, which ssh(1) does not.
 func attackSignal(args []string) error {
-	client, err := login(args[0], args[1])
-	if err != nil {
-		return err
-	}
-	session, err := client.NewSession()
+	session, err := loginSession(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -331,11 +325,7 @@ func attackSignal(args []string) error {
 	err = session.Wait()
 	w.Close()
 	fmt.Printf("%s%s", first, <-rest)
-	if exit, ok := errors.AsType[*ssh.ExitError](err); ok {
-		fmt.Printf("exit: %d signal: %q\n", exit.ExitStatus(), exit.Signal())
-		return nil
-	}
-	return err
+	return printExit(err)
 }
 
 // attackLoginAs logs in under a name that ssh(1) would not type; Go unquotes
@@ -345,11 +335,7 @@ func attackLoginAs(args []string) error {
 	if err != nil {
 		return err
 	}
-	client, err := login(args[0], name)
-	if err != nil {
-		return err
-	}
-	session, err := client.NewSession()
+	session, err := loginSession(args[0], name)
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,15 @@ func dialRaw() (*rawConn, error) {
 	return c, nil
 }
 
+// dialAuth connects and asks for the authentication service.
+func dialAuth() (*rawConn, error) {
+	c, err := dialRaw()
+	if err != nil {
+		return nil, err
+	}
+	return c, c.startAuth()
+}
+
 // greetRaw connects and exchanges identification strings, no more.
 func greetRaw() (*rawConn, error) {
 	conn, err := net.Dial("tcp", os.Getenv("DS01_ADDR"))

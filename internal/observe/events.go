@@ -57,27 +57,20 @@ func Events(ctx context.Context, d *sql.DB, f Filter) ([]Event, error) {
 	if f.Limit <= 0 {
 		f.Limit = -1 // SQLite's word for no limit
 	}
-	rows, err := d.QueryContext(ctx, `SELECT id, at, kind, user, project, session, detail FROM events
+	list, err := db.Select(ctx, d, scanEvent, `SELECT id, at, kind, user, project, session, detail FROM events
 		WHERE at >= ?1 AND ?2 IN ('', project) AND ?3 IN ('', user) AND ?4 IN ('', session)
 		AND (?5 IN ('', user) OR substr(project, 1, length(?5) + 1) = ?5 || '.')
 		AND id > ?6 ORDER BY id DESC LIMIT ?7`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Concerns, f.After, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("list events: %w", err)
 	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var list []Event
-	for rows.Next() {
-		var e Event
-		var at int64
-		if err := rows.Scan(&e.ID, &at, &e.Kind, &e.User, &e.Project, &e.Session, &e.Detail); err != nil {
-			return nil, fmt.Errorf("list events: %w", err)
-		}
-		e.At = db.Time(at)
-		list = append(list, e)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list events: %w", err)
-	}
 	slices.Reverse(list)
 	return list, nil
+}
+
+func scanEvent(row db.Row) (e Event, err error) {
+	var at int64
+	err = row.Scan(&e.ID, &at, &e.Kind, &e.User, &e.Project, &e.Session, &e.Detail)
+	e.At = db.Time(at)
+	return e, err
 }
