@@ -63,12 +63,13 @@ type channel struct {
 	signals chan string        // holds some; what is too much is lost
 	eow     chan struct{}      // closed when the client reads no more
 	eowOnce sync.Once
-	notices chan string // holds some
 
 	// Serve's.
 	typed chan []byte // what a person types; nil without a PTY
 	kept  []byte      // typed ahead of the command
 	ran   bool        // a command has begun, and may have changed the terminal
+
+	notices chan string // for the command's terminal to show; holds some
 
 	servants sync.WaitGroup // of a command: who read for it what is typed and asked
 
@@ -135,7 +136,6 @@ func newChannel(c *conn, who identity, accepted gossh.Channel) *channel {
 		resize:  make(chan sessions.Size, 1),
 		signals: make(chan string, 16),
 		eow:     make(chan struct{}),
-		notices: make(chan string, 4),
 		over:    make(chan struct{}),
 		out:     stream{w: accepted},
 		errs:    stream{w: accepted.Stderr()},
@@ -284,8 +284,6 @@ func (ch *channel) serve() {
 	defer close(ch.over)
 	if ch.pty {
 		ch.listen()
-		ch.conn.shows(ch, true)
-		defer ch.conn.shows(ch, false)
 	}
 	exit, err := ch.enter()
 	switch {

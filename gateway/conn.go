@@ -21,6 +21,7 @@ import (
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/keys"
+	"github.com/ds01/ds01/sessions"
 )
 
 // endTime is how long an ending connection may take to say goodbye.
@@ -68,10 +69,10 @@ type conn struct {
 	mu        sync.Mutex // guards what follows
 	ended     bool       // no channel and no goroutine may begin any more
 	channels  int
-	lastTried string // login name of the last refused key; untrusted
-	held      *hold  // the last attachment, or nil
-	files     *hold  // the same to a files session
-	terminals map[*channel]struct{}
+	lastTried string                            // login name of the last refused key; untrusted
+	held      *hold                             // the last attachment, or nil
+	files     *hold                             // the same to a files session
+	terminals map[*channel]*sessions.Attachment // those with a command that runs, and where
 	remotes   map[string]*remote
 	asks      int           // requests about forwards
 	settled   chan struct{} // closed once all of them are answered; nil if they are
@@ -91,7 +92,7 @@ func newConn(s *Server, ctx ssh.Context, nc net.Conn, source netip.Prefix) *conn
 	c := &conn{
 		Conn: nc, s: s, id: rand.Text()[:8], source: source, ssh: ctx, began: time.Now(),
 		authed:    make(chan struct{}),
-		terminals: map[*channel]struct{}{},
+		terminals: map[*channel]*sessions.Attachment{},
 	}
 	c.log = s.Log.With("conn", c.id)
 	c.ctx, c.stop = context.WithCancelCause(ctx)
@@ -333,12 +334,15 @@ func (c *conn) closed() {
 	c.work.Done()
 }
 
-// notify shows text on the connection's terminals. One that is busy with
-// earlier ones goes without.
-func (c *conn) notify(text string) {
+// notify shows text on those of the connection's terminals that are in a's session.
+// One that is busy with earlier ones goes without.
+func (c *conn) notify(a *sessions.Attachment, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for ch := range c.terminals {
+	for ch, in := range c.terminals {
+		if in != a {
+			continue
+		}
 		select {
 		case ch.notices <- text:
 		default:
@@ -346,13 +350,16 @@ func (c *conn) notify(text string) {
 	}
 }
 
-// shows adds ch to the terminals, or takes it away.
-func (c *conn) shows(ch *channel, on bool) {
+// shows adds ch, whose command runs in a's session, to the terminals until end is
+// called.
+func (c *conn) shows(ch *channel, a *sessions.Attachment) (end func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if on {
-		c.terminals[ch] = struct{}{}
-	} else {
+	ch.notices = make(chan string, 4) // what nobody has shown before was another session's
+	c.terminals[ch] = a
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		delete(c.terminals, ch)
 	}
 }

@@ -87,6 +87,28 @@ func TestDesk(t *testing.T) {
 	}
 }
 
+// Of two terminals on one connection, each reads what is said of its own session, and
+// one that is at the list nothing, then or later.
+func TestDeskNotices(t *testing.T) {
+	w := newWorld(t, atDesk, func(cfg *config.Config, _ *Server) { cfg.Limits.StopGrace = 0 })
+	client := w.dial("alice", "ds01")
+	inside, list := w.terminal(client, ""), w.terminal(client, "")
+	inside.shows("ready 0\r\n")
+	list.shows("ready 0\r\n")
+	inside.press("o")
+	inside.shows("started in")
+	must(t, w.Sessions.Retire(t.Context(), sessions.Ref{Owner: "alice", Name: "thesis"}, "bob", "retired by bob"))
+	inside.shows("ds01: this session is being retired: retired by bob")
+	inside.shows("ready 1\r\n")
+	list.press("o")
+	list.shows("started in")
+	list.press("echo in-$((40+2))\r")
+	list.shows("in-42\r\n")
+	if strings.Contains(list.seen.String(), "being retired") {
+		t.Errorf("at the list: %s", list.seen.String())
+	}
+}
+
 // Who leaves in the middle of a shell holds nothing any more; what ended the shell
 // from outside is told to the list.
 func TestDeskEnds(t *testing.T) {

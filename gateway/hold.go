@@ -94,7 +94,7 @@ func (c *conn) attach(ctx context.Context, h *hold, p sessions.Project, attach a
 	for {
 		select {
 		case notice := <-h.att.Notices():
-			c.notify(notice)
+			c.notify(h.att, notice)
 		case <-h.att.Ended():
 			return
 		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more

@@ -248,8 +248,8 @@ func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) e
 }
 
 // greet tells a person with a shell where they are: up to four lines after a
-// launch, one if the session was there, one while the machine is drained, and one
-// if the image is not what the Dockerfile says.
+// launch, one if the session was there, one if its end has been announced, one while
+// the machine is drained, and one if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if differs := h.att.Differs(); differs != "" {
 		ch.print("ds01: " + differs)
@@ -259,6 +259,9 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	}
 	if previous := h.att.TellPrevious(); previous != "" {
 		ch.print("ds01: the last session " + previous)
+	}
+	if announced := h.att.Announced(); announced != "" {
+		ch.print("ds01: " + announced)
 	}
 	if !ch.shell {
 		return

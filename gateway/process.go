@@ -22,11 +22,6 @@ const (
 	// drainTime is how long a terminal must have been silent after its
 	// program's end, to be taken for empty, while others hold it open.
 	drainTime = 100 * time.Millisecond
-	// readTime is how long a person has to read a notice before the program
-	// that it is written over draws its screen again, and redrawTime how long
-	// that is told a size that is not its own, so that it does.
-	readTime   = 5 * time.Second
-	redrawTime = 50 * time.Millisecond
 )
 
 // Buffers are for copying. A packet carries 32 KiB at most; but most channels
@@ -110,6 +105,9 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	r := &running{Process: proc, att: a, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
 	stop := make(chan struct{})
 	defer close(stop)
+	if ch.pty {
+		defer ch.conn.shows(ch, a)()
+	}
 	ch.serveWith(func() { ch.feed(a, proc.Stdin(), stop) })
 	ch.serveWith(func() { ch.control(proc, stop) })
 	ch.spawn(func() { exit, err := proc.Wait(); r.ended <- ending{exit, err} })
@@ -306,8 +304,7 @@ func (ch *channel) control(proc sessions.Process, stop <-chan struct{}) {
 	if ch.pty {
 		size = ch.cmd.PTY.Size
 	}
-	var redraw <-chan time.Time
-	smaller := false
+	var repaint sessions.Repaint
 	for {
 		var err error
 		select {
@@ -324,17 +321,9 @@ func (ch *channel) control(proc sessions.Process, stop <-chan struct{}) {
 			}
 		case text := <-ch.notices:
 			_, err = io.WriteString(&ch.out, "\r\n"+clean(text)+"\r\n")
-			redraw = time.After(readTime)
-		case <-redraw:
-			// Whatever draws on a terminal draws all of it anew when the size
-			// changes, and a shell its prompt.
-			if smaller = !smaller && size.Rows > 1; smaller {
-				err = proc.Resize(sessions.Size{Columns: size.Columns, Rows: size.Rows - 1})
-				redraw = time.After(redrawTime)
-			} else {
-				err = proc.Resize(size)
-				redraw = nil
-			}
+			repaint.Begin()
+		case <-repaint.Due:
+			err = repaint.Step(proc, size)
 		case <-stop:
 			return
 		}

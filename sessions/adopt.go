@@ -12,6 +12,7 @@ import (
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // openTime is how long the agent of a container that runs may take to answer,
@@ -53,8 +54,12 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices []gpu.De
 		return err
 	}
 	limits := m.Config().Limits
-	if account, err := m.Account(ctx, r.holder); err == nil {
+	account, err := m.Account(ctx, r.holder)
+	switch f, known := errors.AsType[*fault.Error](err); {
+	case err == nil:
 		limits = account.Policy.Limits
+	case !known || f.Exit != fault.ExitNoSuch: // with others than its own it might end
+		return fmt.Errorf("holder of session %s: %w", r.id, err)
 	}
 	if r.files {
 		limits = filesLimits(limits)
@@ -84,8 +89,9 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices []gpu.De
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.newLife(r.id, Project{ID: r.project.Int64, Ref: r.ref, User: r.holder, ReadOnly: r.readOnly}, r.files, r.state)
-	s.stored, s.began, s.image, s.limits = true, r.launched, r.image, limits
-	s.keptUntil, s.keptWhy = r.keptUntil, r.keptWhy
+	now := time.Now()
+	s.stored, s.began, s.image, s.limits = true, earliest(r.launched, now), r.image, limits
+	s.keptWhy = r.keptWhy
 	for _, l := range leases {
 		s.gpus = append(s.gpus, lentAs(l, devices))
 	}
@@ -95,7 +101,11 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices []gpu.De
 		return nil
 	}
 	s.log.Info("session adopted", "gpu", indexes(s.gpus))
-	s.up(container, r.state, r.idleSince)
+	s.up(container, r.state, earliest(r.idleSince, now)) // in the future, if the clock was set back
+	s.policy.kept, s.policy.keptSince = monotonic(r.keptUntil), monotonic(r.keptSince)
+	if err := s.policy.recall(r.announced, now); err != nil {
+		s.log.Warn("what was announced is announced again", "err", err)
+	}
 	s.idleIfLeft() // its connections went with the gateway that it was active under
 	return nil
 }

@@ -48,14 +48,15 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	}
 	m.keeping.Lock() // or two of them would leave one in the database and the other here
 	defer m.keeping.Unlock()
-	until, err := s.mayKeep(time.Now(), d)
+	now := time.Now()
+	until, err := s.mayKeep(now, d)
 	if err != nil {
 		return Session{}, err
 	}
 	if d == 0 {
 		reason = ""
 	}
-	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error { return storeKept(ctx, tx, s, by, until, reason) })
+	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error { return storeKept(ctx, tx, s, by, now, until, reason) })
 	switch {
 	case errors.Is(err, errUnchanged):
 		return Session{}, errRetiring(ref)
@@ -68,11 +69,8 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	if s.state != Active && s.state != Idle { // its time was up just now
 		return Session{}, errRetiring(ref)
 	}
-	s.keptUntil, s.keptWhy = until, reason
-	s.policy.kept = monotonic(until)
-	if d == 0 {
-		s.policy.overtake(time.Now()) // who asks for it knows
-	}
+	s.keptWhy = reason
+	s.policy.kept, s.policy.keptSince = monotonic(until), now
 	m.lookAtClocks()
 	s.log.Info("session kept", "user", by, "until", until, "why", reason)
 	return s.snapshot(), nil
@@ -100,6 +98,18 @@ func errRetiring(ref Ref) error {
 	return fault.New(fault.ExitFailed, "log in to launch the next one", "the session of project %q is retiring already", ref.Name)
 }
 
+// Kept returns until when somebody keeps a session, and why as they say; zero is
+// that nobody does.
+func (m *Manager) Kept(session string) (until time.Time, why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.lives[session]; s != nil {
+		shown := s.snapshot()
+		return shown.KeptUntil, shown.KeptWhy
+	}
+	return time.Time{}, ""
+}
+
 // mayKeep returns the moment until which d keeps s, if it may; zero is that it
 // is not kept.
 func (s *life) mayKeep(now time.Time, d time.Duration) (until time.Time, err error) {
@@ -124,10 +134,10 @@ func (s *life) mayKeep(now time.Time, d time.Duration) (until time.Time, err err
 	return db.Time(db.Millis(until)), nil // as the next run of the gateway will have it
 }
 
-// storeKept records that s is kept until then, unless it retires already.
-func storeKept(ctx context.Context, tx *sql.Tx, s *life, by string, until time.Time, why string) error {
-	err := update(ctx, tx, `UPDATE sessions SET kept_until = ?, kept_why = ? WHERE id = ? AND state IN ('active', 'idle')`,
-		db.Millis(until), why, s.id)
+// storeKept records that s is kept from now until then, unless it retires already.
+func storeKept(ctx context.Context, tx *sql.Tx, s *life, by string, now, until time.Time, why string) error {
+	err := update(ctx, tx, `UPDATE sessions SET kept_since = ?, kept_until = ?, kept_why = ? WHERE id = ? AND state IN ('active', 'idle')`,
+		db.Millis(now), db.Millis(until), why, s.id)
 	if err != nil {
 		return err
 	}

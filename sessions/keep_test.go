@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,16 @@ func (w *world) keep(p sessions.Project, d time.Duration, why string) sessions.S
 	return s
 }
 
-// ended fails the test unless p's session runs until just before d from now,
+// ends fails the test unless p's session runs until just before d from now,
 // and is retired then for the given reason.
 func (w *world) ends(p sessions.Project, d time.Duration, reason string) {
+	w.t.Helper()
+	w.runsUntil(p, d, reason)
+	w.consistent()
+}
+
+// runsUntil is ends where there are other sessions, too.
+func (w *world) runsUntil(p sessions.Project, d time.Duration, reason string) {
 	w.t.Helper()
 	time.Sleep(d - time.Second)
 	synctest.Wait()
@@ -35,7 +43,6 @@ func (w *world) ends(p sessions.Project, d time.Duration, reason string) {
 	if s := w.session(p); s.State != sessions.Ended || s.Reason != reason {
 		w.t.Errorf("after %v: %+v; want it ended: %s", d, s, reason)
 	}
-	w.consistent()
 }
 
 func TestKeepOutlastsTheIdleTime(t *testing.T) {
@@ -90,6 +97,31 @@ func TestKeepOutlastsTheLifetime(t *testing.T) {
 	})
 }
 
+// Less of a keep counts while others wait, from when it was asked for, through a
+// restart.
+func TestKeepWhileOthersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) { c.Limits.GPUs, c.Limits.KeepContended = 4, config.Duration(2*time.Hour) })
+		p := w.project("alice", "thesis", 4)
+		w.attach(p).Detach()
+		id := w.keep(p, 10*time.Hour, "training").ID
+		time.Sleep(time.Hour)
+		w.restart()
+		if until, why := w.Kept(id); time.Until(until) != 9*time.Hour || why != "training" {
+			t.Errorf("kept until %v: %s", until, why)
+		}
+		waits := w.project("bob", "waits", 1)
+		var got sync.WaitGroup
+		got.Go(func() {
+			if _, err := w.Attach(t.Context(), waits, nil); err != nil {
+				t.Error(err)
+			}
+		})
+		w.runsUntil(p, time.Hour, "idle 15m, kept for 2h at most while others wait for a GPU")
+		got.Wait()
+	})
+}
+
 func TestKeepNoLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -100,15 +132,16 @@ func TestKeepNoLonger(t *testing.T) {
 		if s := w.keep(p, 0, "ignored"); !s.KeptUntil.IsZero() || s.KeptWhy != "" {
 			t.Errorf("no longer kept: %+v", s)
 		}
-		w.ends(p, time.Minute, "idle 30m")
+		w.ends(p, 5*time.Minute, "idle 30m") // there may be others, who have not heard of it
 
-		// One that has been idle for too long goes at once.
+		// One that has been idle for too long is announced, too.
 		w.attach(p).Detach()
 		w.keep(p, 8*time.Hour, "")
 		time.Sleep(2 * time.Hour)
-		w.keep(p, 0, "")
-		synctest.Wait()
-		w.consistent()
+		if s := w.keep(p, 0, ""); !s.Retires.Equal(time.Now().Add(5 * time.Minute)) {
+			t.Errorf("no longer kept: %+v", s)
+		}
+		w.ends(p, 5*time.Minute, "idle 30m")
 	})
 }
 

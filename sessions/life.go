@@ -19,7 +19,7 @@ type life struct {
 	id      string
 	project Project
 	files   bool          // only moves files
-	limits  config.Limits // in force since its launch
+	limits  config.Limits // in force since its launch, or its adoption
 	owner   Account       // whose files it has; these two are its launch's
 	account Account       // whom it counts for
 	log     *slog.Logger
@@ -40,7 +40,6 @@ type life struct {
 	image     string
 	began     time.Time
 	idleSince time.Time
-	keptUntil time.Time // does not retire by itself before
 	keptWhy   string
 	reason    string // why it retires or ended; once set it stays
 	by        string // who retires it
@@ -92,8 +91,6 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 	s.container, s.state, s.idleSince = c, state, idleSince
 	close(s.launched)
 	s.policy = newPolicy(s.limits, len(s.gpus), monotonic(s.began), monotonic(idleSince))
-	s.policy.kept = monotonic(s.keptUntil)
-	s.policy.overtake(time.Now())
 	if len(s.holds) > 0 {
 		s.policy.connect(len(s.holds), time.Now())
 	}
@@ -165,6 +162,16 @@ func monotonic(t time.Time) time.Time {
 	return now.Add(t.Sub(now.Round(0)))
 }
 
+// onClock returns t as the host's clock shows it, which may have been set since t was
+// read from it. So that people see the same time twice, it takes no notice of less
+// than a second.
+func onClock(t, now time.Time) time.Time {
+	if set := now.Round(0).Sub(t.Round(0)) - now.Sub(t); set.Abs() >= time.Second {
+		t = t.Add(set)
+	}
+	return t.Round(0).UTC()
+}
+
 // storeLater has the database say that s is active or idle now, and why. The
 // caller holds m.mu and does not wait.
 func (s *life) storeLater(why string) {
@@ -183,16 +190,17 @@ func (s *life) storeLater(why string) {
 
 // deadline returns when s will retire if nothing changes, and why; zero is
 // never. The caller holds m.mu.
-func (s *life) deadline() (at time.Time, why string) {
+func (s *life) deadline(now time.Time) (at time.Time, why string) {
 	if s.policy == nil {
 		return time.Time{}, ""
 	}
-	shown := s.policy.shown(time.Now())
-	return shown.at, shown.why
+	shown := s.policy.shown(now)
+	return onClock(shown.at, now), shown.why
 }
 
 // snapshot returns s as people see it now. The caller holds m.mu.
 func (s *life) snapshot() Session {
+	now := time.Now()
 	v := Session{
 		ID:          s.id,
 		Project:     s.project.Ref,
@@ -202,18 +210,17 @@ func (s *life) snapshot() Session {
 		Holder:      s.project.holder(),
 		State:       s.state,
 		GPUs:        s.gpus,
-		Launched:    s.began.UTC().Round(0),
+		Launched:    onClock(s.began, now),
 		Connections: len(s.holds),
 		Reason:      s.reason,
 	}
 	if s.state == Idle {
-		v.IdleSince = s.idleSince.UTC().Round(0)
+		v.IdleSince = onClock(s.idleSince, now)
 	}
 	if s.state == Active || s.state == Idle {
-		v.Retires, v.RetireWhy = s.deadline()
-		v.Retires = v.Retires.UTC().Round(0)
-		if s.keptUntil.After(time.Now()) {
-			v.KeptUntil, v.KeptWhy = s.keptUntil.UTC(), s.keptWhy
+		v.Retires, v.RetireWhy = s.deadline(now)
+		if s.policy.kept.After(now) {
+			v.KeptUntil, v.KeptWhy = onClock(s.policy.kept, now), s.keptWhy
 		}
 	}
 	return v

@@ -2,7 +2,9 @@ package sessions_test
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,12 +93,113 @@ func TestIdleClockSurvivesRestart(t *testing.T) {
 	})
 }
 
+// A session is not judged by another's limits because the database does not say whose
+// it is.
+func TestAdoptWaitsForTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) {
+			c.Users["alice"] = config.Overlay{MaxLifetime: new(config.Duration(72 * time.Hour))}
+		})
+		p := w.project("alice", "thesis", 1)
+		w.attach(p)
+		w.runs(p, &job{}, 2)
+		time.Sleep(30 * time.Hour)
+		var busy atomic.Bool
+		busy.Store(true)
+		w.with = func(m *sessions.Manager) {
+			ask := m.Account
+			m.Account = func(ctx context.Context, user string) (sessions.Account, error) {
+				if busy.Load() {
+					return sessions.Account{}, errors.New("database is locked")
+				}
+				return ask(ctx, user)
+			}
+		}
+		w.restart()
+		time.Sleep(time.Minute)
+		busy.Store(false)
+		time.Sleep(10 * time.Minute)
+		if s := w.session(p); s.State != sessions.Active || time.Until(s.Retires).Round(time.Hour) != 42*time.Hour {
+			t.Errorf("once the database answers: %+v", s)
+		}
+	})
+}
+
+// A host's clock that is set while there is no gateway ends nothing unsaid, and lets
+// nothing go on for hours.
+func TestClockSetBetweenGateways(t *testing.T) {
+	for by, want := range map[time.Duration]time.Duration{2 * time.Hour: 5 * time.Minute, -2 * time.Hour: 30 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			p := w.project("alice", "thesis", 1)
+			w.attach(p).Detach()
+			time.Sleep(10 * time.Minute)
+			synctest.Wait()
+			if _, err := w.DB.Exec(`UPDATE sessions SET idle_since = idle_since - ?1, launched = launched - ?1`, by.Milliseconds()); err != nil {
+				t.Fatal(err)
+			}
+			w.restart()
+			w.ends(p, want, "idle 30m")
+		})
+	}
+}
+
+// An end is announced before it comes, once, whatever becomes of the gateway meanwhile.
+func TestAnnouncementSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		told, overdue := w.project("alice", "told", 0), w.project("bob", "overdue", 1)
+		working := w.project("carol", "working", 1)
+		w.attach(told).Detach()
+		w.attach(working).Detach()
+		w.runs(working, &job{}, 2)
+		time.Sleep(10 * time.Minute)
+		w.attach(overdue).Detach()
+		time.Sleep(17 * time.Minute)
+		w.restart() // told, and not again
+		if s := w.session(told); time.Until(s.Retires) != 3*time.Minute {
+			t.Errorf("announced before a restart: %+v", s)
+		}
+		w.runsUntil(told, 3*time.Minute, "idle 30m")
+		if got, want := w.states(told), "launching active idle warned warned retiring ended"; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+
+		w.down()
+		time.Sleep(time.Hour)
+		w.reload("carol", config.Overlay{MaxLifetime: new(config.Duration(time.Hour))})
+		w.start(nil)
+		a := w.attach(working)
+		synctest.Wait()
+		if line := <-a.Notices(); !strings.Contains(line, "retired in 5m, ") || !strings.Contains(line, "lifetime 1h") {
+			t.Errorf("beyond the lifetime that another reload has brought: %q", line)
+		}
+		if s := w.session(overdue); time.Until(s.Retires) != 5*time.Minute {
+			t.Errorf("its time has passed unsaid: %+v", s)
+		}
+		w.runsUntil(working, 5*time.Minute, "lifetime 1h")
+		w.consistent()
+		if got, want := w.states(overdue), "launching active idle warned warned retiring ended"; got != want {
+			t.Errorf("events = %s; want %s", got, want)
+		}
+	})
+}
+
 func TestLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *config.Config) { c.Limits.ConnectedIdleTimeout = 0 })
 		p := w.project("alice", "thesis", 1)
 		a := w.attach(p)
 		began := time.Now()
+		if said := a.Announced(); said != "" {
+			t.Errorf("announced at once: %q", said)
+		}
+		time.AfterFunc(24*time.Hour-30*time.Second, func() { // too late for any of these
+			late := w.attach(p)
+			if said := late.Announced(); said != "this session will be retired in 30s, at 00:00 UTC: lifetime 24h" {
+				t.Errorf("who comes in the last minute is told %q", said)
+			}
+		})
 		for _, left := range []time.Duration{15 * time.Minute, 5 * time.Minute, time.Minute} {
 			line := <-a.Notices()
 			if got := 24*time.Hour - time.Since(began); got != left || !strings.Contains(line, "retired in "+config.Duration(left).String()) ||

@@ -72,7 +72,7 @@ func (m *Manager) due(session string) (at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s := m.lives[session]; s != nil {
-		at, _ = s.deadline()
+		at, _ = s.deadline(time.Now())
 	}
 	return at
 }

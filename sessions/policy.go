@@ -1,6 +1,8 @@
 package sessions
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
@@ -51,6 +53,7 @@ type policy struct {
 	worked      time.Time // the end of the last window with work in it
 	computed    time.Time // the same, of its GPUs
 	kept        time.Time // ends for nothing before; zero if nobody keeps it
+	keptSince   time.Time // when that was asked for
 	contended   bool      // somebody waits in line for what it holds
 
 	last     sample
@@ -81,13 +84,13 @@ func (p *policy) connect(n int, now time.Time) {
 // observe takes in s.
 func (p *policy) observe(s sample) {
 	if s.window > 0 {
-		if p.busy(s) {
+		if p.busy(s) || p.gpus > 0 && p.stretch(s) > 1 {
 			p.computed = s.at
 		}
-		if p.busy(s) || p.busyCPU(s) || s.network >= busyNetwork {
+		if p.busy(s) || p.busyCPU(s) || p.busyNetwork(s) {
 			p.worked = s.at
 		}
-		if s.client >= busyClient {
+		if s.client*p.stretch(s) >= busyClient {
 			p.touched = s.at
 		}
 		p.lower(s)
@@ -103,8 +106,18 @@ func (p *policy) busy(s sample) bool {
 }
 
 func (p *policy) busyCPU(s sample) bool {
-	return s.window > 0 && s.cpu >= p.baseline()+busyCPU
+	return s.window > 0 && (s.cpu-p.baseline())*p.stretch(s) >= busyCPU
 }
+
+func (p *policy) busyNetwork(s sample) bool { return s.network*p.stretch(s) >= busyNetwork }
+
+// stretch is how many times longer than a window should be that of s is, because
+// nobody could look: at least 1. What was done in it may have been done in a part of
+// it, and of what its GPUs did only the end is known.
+func (p *policy) stretch(s sample) float64 { return max(1, s.window.Seconds()/p.patience().Seconds()) }
+
+// patience is how old the last look at a session may be to say what it does.
+func (p *policy) patience() time.Duration { return 2*interval(p.limits) + sampleTime }
 
 // baseline is what its daemons use.
 func (p *policy) baseline() float64 {
@@ -203,8 +216,13 @@ func (p *policy) running() (all []term) {
 			limit, suffix = limit/2, ", while others wait for a GPU"
 		}
 		c := term{name: name, limit: time.Duration(limit), since: since, why: name + " " + limit.String() + suffix}
-		if c.at = since.Add(c.limit); p.kept.After(c.at) {
-			c.at, c.why = p.kept, c.why+", no longer kept"
+		c.at = since.Add(c.limit)
+		switch kept := p.keptUntil(); {
+		case kept.Before(p.kept) && c.at.Before(p.kept):
+			c.why = name + " " + limit.String() + ", kept for " + p.limits.KeepContended.String() + " at most while others wait for a GPU"
+			c.at = latest(c.at, kept)
+		case kept.After(c.at):
+			c.at, c.why = kept, c.why+", no longer kept"
 		}
 		all = append(all, c)
 	}
@@ -218,6 +236,14 @@ func (p *policy) running() (all []term) {
 		add(clockGPU, p.limits.GPUIdleTimeout, latest(p.began, p.computed), false, ", while others wait for a GPU")
 	}
 	return all
+}
+
+// keptUntil is how long its being kept counts now.
+func (p *policy) keptUntil() time.Time {
+	if most := time.Duration(p.limits.KeepContended); most > 0 && p.contended && p.gpus > 0 {
+		return earliest(p.kept, p.keptSince.Add(most))
+	}
+	return p.kept
 }
 
 // clocks returns the clocks that run, as they will end the session: nothing ends
@@ -237,17 +263,6 @@ func (p *policy) clocks(now time.Time) []term {
 // holds reports whether made is still what c comes to.
 func (made promise) holds(c term) bool { return made.since.Equal(c.since) && !c.at.After(made.at) }
 
-// overtake promises what should have been announced by now, without a word: what
-// people could read while the gateway was away, or have asked for themselves.
-func (p *policy) overtake(now time.Time) {
-	for _, c := range p.running() {
-		made, ok := p.promised[c.name]
-		if left := c.at.Sub(now); left < c.lead() && !(ok && made.holds(c)) {
-			p.promised[c.name] = promise{since: c.since, at: c.at, why: c.why, left: max(left, 0)}
-		}
-	}
-}
-
 // A turn is what is due of a session.
 type turn struct {
 	announce []term    // tell that these will end it
@@ -256,12 +271,19 @@ type turn struct {
 	next     time.Time // when to ask again, unless something changes; zero if nothing is to come
 }
 
-// due returns what is due now. What it says to announce is promised by that.
+// due returns what is due now. What it says to announce is promised by that; a
+// promise that is void is forgotten: people see that it is, and if the same end
+// comes up again it is announced again.
 func (p *policy) due(now time.Time) turn {
 	var t turn
-	running := map[string]bool{}
-	for _, c := range p.clocks(now) {
-		running[c.name] = true
+	all := p.clocks(now)
+	maps.DeleteFunc(p.promised, func(name string, _ promise) bool {
+		return !slices.ContainsFunc(all, func(c term) bool { return c.name == name && c.told })
+	})
+	for _, c := range all {
+		if c.name != clockLifetime && now.Sub(p.last.at) > p.patience() && c.at.After(now) {
+			continue // it may work: nobody is told otherwise
+		}
 		left := c.at.Sub(now)
 		if left <= 0 {
 			switch {
@@ -286,11 +308,6 @@ func (p *policy) due(now time.Time) turn {
 		}
 		if announce {
 			t.announce = append(t.announce, c)
-		}
-	}
-	for name := range p.promised {
-		if !running[name] {
-			delete(p.promised, name)
 		}
 	}
 	return t

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -82,12 +83,29 @@ func (r *trial) take() {
 	}
 	r.end, r.why = r.now.Sub(r.p.began), t.end.why
 	told, ok := r.told[t.end.name]
-	if _, overtaken := r.p.promised[t.end.name]; !ok && overtaken && len(r.said) == 0 {
-		return // while the gateway was away
-	}
 	if !ok || r.now.Before(told.at) || told.at.Sub(told.when) < told.lead {
 		r.t.Errorf("ended after %v, at %v; it was said at %v for %v", r.end, r.now, told.when, told.at)
 	}
+}
+
+// restart has the gateway be away for a while. The session goes on, with the limits
+// that r.p has by then; its connections do not.
+func (r *trial) restart(away time.Duration) *trial {
+	if r.end != 0 {
+		return r
+	}
+	before := r.p
+	left := before.idleSince()
+	r.now = r.now.Add(away)
+	if before.connections > 0 || before.works(r.now.Add(-away)) {
+		left = r.now
+	}
+	r.p = newPolicy(before.limits, before.gpus, before.began, left)
+	r.p.kept, r.p.last.at = before.kept, r.now // the first look says nothing of what was done
+	if err := r.p.recall(before.promises(), r.now); err != nil {
+		r.t.Errorf("recall: %v", err)
+	}
+	return r
 }
 
 func (r *trial) connect(n int) *trial { r.p.connect(n, r.now); return r }
@@ -154,9 +172,13 @@ func TestPolicyIdle(t *testing.T) {
 			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).runs("unknown")
 			r.after(time.Minute, does{cpu: 0.9}).runs("it had worked all the time").after(28*time.Minute, nothing).runs("since")
 		},
-		"and ends as soon as it is known to be": func(r *trial) {
-			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Minute, nothing)
-			r.ended(5*time.Hour+time.Minute+30*time.Second, "idle 30m")
+		"nor is what little work there may have been meanwhile": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true})
+			r.after(30*time.Second, does{cpu: 60. / (5 * 60 * 60)}).runs("a minute's work, who knows when").after(28*time.Minute, nothing).runs("since")
+		},
+		"and is announced as soon as it is known to be": func(r *trial) {
+			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).after(time.Hour, nothing)
+			r.ended(5*time.Hour+6*time.Minute+30*time.Second, "idle 30m", "5h1m30s idle 30m", "5h5m30s idle 30m")
 		},
 		"activity takes an announcement back": func(r *trial) {
 			r.connect(1).connect(0).after(27*time.Minute, nothing).after(time.Minute, training).after(time.Hour, nothing)
@@ -227,6 +249,16 @@ func TestPolicyContended(t *testing.T) {
 		"one that computes stays": func(r *trial) {
 			r.connect(1).contended(true).after(20*time.Hour, training).runs("training")
 		},
+		"what a GPU did while nobody could see it": func(r *trial) {
+			r.p.limits.ConnectedIdleTimeout = 0
+			r.connect(1).contended(true).after(time.Hour, training).after(5*time.Hour, does{unknown: true})
+			r.after(119*time.Minute, notebook).runs("it may have computed until then").after(time.Hour, notebook)
+			r.ended(8*time.Hour+30*time.Second, "GPU idle 2h"+others)
+		},
+		"what it did while there was no gateway": func(r *trial) {
+			r.connect(1).contended(true).after(5*time.Hour, training).restart(3 * time.Hour).connect(1).contended(true)
+			r.after(119*time.Minute, notebook).runs("the same").after(time.Hour, notebook).ended(10*time.Hour, "GPU idle 2h"+others)
+		},
 		"idle timeouts halve": func(r *trial) {
 			r.connect(1).connect(0).contended(true).after(time.Hour, nothing)
 			r.ended(15*time.Minute, "idle 15m"+others, "12m idle 15m"+others, "14m idle 15m"+others)
@@ -234,6 +266,15 @@ func TestPolicyContended(t *testing.T) {
 		"when somebody comes late, it is announced all the same": func(r *trial) {
 			r.connect(1).connect(0).after(20*time.Minute, nothing).contended(true).after(time.Hour, nothing)
 			r.ended(23*time.Minute+30*time.Second, "idle 15m"+others, "20m30s idle 15m"+others, "22m30s idle 15m"+others)
+		},
+		"taken back, and due again after its time": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(14*time.Minute, nothing).contended(false).after(5*time.Minute, nothing)
+			r.contended(true).after(time.Hour, nothing).ended(22*time.Minute+30*time.Second, "idle 15m"+others,
+				"12m idle 15m"+others, "14m idle 15m"+others, "19m30s idle 15m"+others, "21m30s idle 15m"+others)
+		},
+		"taken back, and due again within its time": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(13*time.Minute, nothing).contended(false).after(90*time.Second, nothing)
+			r.contended(true).after(time.Hour, nothing).ended(18*time.Minute, "idle 15m"+others)
 		},
 		"what was announced does not come closer": func(r *trial) {
 			r.connect(1).connect(0).after(25*time.Minute, nothing).contended(true).after(time.Hour, nothing)
@@ -263,28 +304,93 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 	r.p.kept = r.now.Add(5 * time.Hour)
 	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
 
-	// A deadline that passed while the gateway was away was there to be read.
-	r = newTrial(t, 1)
-	r.p.since = r.now.Add(-time.Hour)
-	r.p.overtake(r.now)
-	r.after(time.Minute, nothing)
-	if r.end == 0 || r.end > 30*time.Second || r.why != "idle 30m" || len(r.said) > 0 {
-		t.Errorf("overdue: ended after %v: %q, said %q", r.end, r.why, r.said)
+	// Asked for in the last minute, and no longer wanted in the next hour.
+	r = newTrial(t, 1).connect(1).connect(0).after(29*time.Minute+30*time.Second, nothing)
+	r.p.kept, r.p.keptSince = r.now.Add(5*time.Hour), r.now
+	r.after(time.Hour, nothing).runs("kept")
+	r.p.kept = time.Time{}
+	r.after(time.Hour, nothing).ended(95*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m", "1h30m idle 30m", "1h34m idle 30m")
+
+	// Where the site says so, less of it counts while others wait for what it holds.
+	for gpus, want := range []struct {
+		end time.Duration
+		why string
+	}{{10 * time.Hour, "idle 15m, while others wait for a GPU, no longer kept"},
+		{3*time.Hour + 3*time.Minute + 30*time.Second, "idle 15m, kept for 2h at most while others wait for a GPU"}} {
+		r = newTrial(t, gpus, func(l *config.Limits) { l.KeepContended = config.Duration(2 * time.Hour) }).connect(1).connect(0)
+		r.p.kept, r.p.keptSince = r.now.Add(10*time.Hour), r.now
+		r.after(3*time.Hour, nothing).runs("nobody waits").contended(true).after(10*time.Hour, nothing).ended(want.end, want.why)
 	}
 }
 
-// Whatever a session does, and whoever comes and goes, its end was announced for as
+// What a gateway has announced, the next one neither forgets nor repeats nor brings
+// closer; and what comes due while there is none, or because the limits are others
+// then, is announced like anything else.
+func TestPolicyRestart(t *testing.T) {
+	const others = ", while others wait for a GPU"
+	for name, test := range map[string]func(r *trial){
+		"announced before": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing).restart(time.Minute)
+			r.after(time.Hour, nothing).ended(30*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"all of it": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).restart(30 * time.Second)
+			r.after(time.Hour, nothing).ended(30*time.Minute, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"and its time is up": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).restart(time.Hour)
+			r.after(30*time.Second, nothing).ended(89*time.Minute+30*time.Second, "idle 30m", "25m idle 30m", "29m idle 30m")
+		},
+		"overdue": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Minute, nothing).restart(3 * time.Hour)
+			r.after(time.Hour, nothing).ended(3*time.Hour+25*time.Minute+30*time.Second, "idle 30m", "3h20m30s idle 30m", "3h24m30s idle 30m")
+		},
+		"overdue, but it works": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Minute, nothing).restart(3*time.Hour).after(5*time.Hour, training).runs("training")
+		},
+		"longer limits take it back": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing)
+			r.p.limits.IdleTimeout = config.Duration(time.Hour)
+			r.restart(time.Minute).after(2*time.Hour, nothing).ended(time.Hour, "idle 1h", "25m idle 30m", "55m idle 1h", "59m idle 1h")
+		},
+		"shorter limits bring it no closer": func(r *trial) {
+			r.connect(1).connect(0).after(27*time.Minute, nothing)
+			r.p.limits.IdleTimeout = config.Duration(10 * time.Minute)
+			r.restart(time.Minute).after(2*time.Hour, nothing).ended(30*time.Minute, "idle 30m")
+		},
+		"a shorter lifetime": func(r *trial) {
+			r.connect(1).after(20*time.Hour, training)
+			r.p.limits.MaxLifetime = config.Duration(12 * time.Hour)
+			r.restart(time.Minute).connect(1).after(time.Hour, training)
+			r.ended(20*time.Hour+6*time.Minute+30*time.Second, "lifetime 12h", "20h1m30s lifetime 12h", "20h5m30s lifetime 12h")
+		},
+		"whoever waits joins the line again: it was void until then": func(r *trial) {
+			r.connect(1).connect(0).contended(true).after(13*time.Minute, nothing).restart(30 * time.Second).contended(true)
+			r.after(time.Hour, nothing).ended(17*time.Minute, "idle 15m"+others, "12m idle 15m"+others, "14m idle 15m"+others, "16m idle 15m"+others)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { test(newTrial(t, 1)) })
+	}
+	r := newTrial(t, 1)
+	if err := r.p.recall("{", r.now); err == nil {
+		t.Error("what cannot be read was recalled")
+	}
+}
+
+// Whatever a session does, whoever comes and goes, and the gateway, too, its end was announced for as
 // long before as was promised, and came no closer: trial looks after that.
 func TestPolicyAnnouncesEveryEnd(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		r := newTrial(rt, rapid.IntRange(0, 2).Draw(rt, "gpus")).connect(1)
 		for range rapid.IntRange(1, 30).Draw(rt, "steps") {
-			switch rapid.IntRange(0, 4).Draw(rt, "what") {
+			switch rapid.IntRange(0, 5).Draw(rt, "what") {
 			case 0:
 				r.connect(rapid.IntRange(0, 2).Draw(rt, "connections"))
 			case 1:
 				r.contended(rapid.Bool().Draw(rt, "contended"))
 			case 2:
+				r.restart(time.Duration(rapid.IntRange(0, 300).Draw(rt, "away")) * time.Minute)
+			case 3:
 				r.p.kept = r.now.Add(time.Duration(rapid.IntRange(0, 600).Draw(rt, "kept")) * time.Minute)
 			default:
 				what := rapid.SampledFrom([]does{nothing, nothing, nothing, training, notebook, {unknown: true}, {client: 1 << 20}}).Draw(rt, "does")
@@ -319,6 +425,41 @@ func TestPolicyDaylightSaving(t *testing.T) {
 		r := newTrial(t, 1)
 		r.now, r.p = night, newPolicy(r.p.limits, 1, night, time.Time{})
 		r.connect(1).after(time.Hour, nothing).connect(0).after(2*time.Hour, nothing).ended(90*time.Minute, "idle 30m")
+	}
+}
+
+// clockSet returns t as it would have been read from a host's clock that has been
+// set: the monotonic one is not.
+func clockSet(t time.Time, by time.Duration) time.Time {
+	const secondsAt = 30                                                                     // in the first word: above the nanoseconds
+	(*struct{ wall uint64 })(unsafe.Pointer(&t)).wall += uint64(by/time.Second) << secondsAt //nolint:gosec // the only way
+	return t
+}
+
+// Nothing comes earlier or later when the clock is set, or the machine has slept for
+// two hours, which to its processes is the same; and people read the right time.
+func TestPolicyClockIsSet(t *testing.T) {
+	for _, by := range []time.Duration{0, 2 * time.Hour, -2 * time.Hour} {
+		began := time.Now()
+		if got := clockSet(began, by); got.Sub(began) != 0 || got.Round(0).Sub(began.Round(0)) != by {
+			t.Fatalf("%v set by %v is %v", began, by, got)
+		}
+		r := newTrial(t, 1)
+		r.now, r.p = began, newPolicy(r.p.limits, 1, began, time.Time{})
+		r.connect(1).after(time.Hour, nothing).connect(0).after(10*time.Minute, nothing)
+		r.now = clockSet(r.now, by)
+		r.after(16*time.Minute, nothing)
+		if at := onClock(r.p.shown(r.now).at, r.now); !at.Equal(r.now.Round(0).Add(4 * time.Minute)) {
+			t.Errorf("four minutes before the end, at %v, people read %v", r.now, at)
+		}
+		r.now = clockSet(r.now, by)
+		r.after(time.Hour, nothing).ended(90*time.Minute, "idle 30m", "1h25m idle 30m", "1h29m idle 30m")
+
+		r = newTrial(t, 1)
+		r.now, r.p = began, newPolicy(r.p.limits, 1, began, time.Time{})
+		r.connect(1).after(7*time.Hour, training)
+		r.now = clockSet(r.now, by)
+		r.after(24*time.Hour, training).ended(24*time.Hour, "lifetime 24h", "23h45m lifetime 24h", "23h55m lifetime 24h", "23h59m lifetime 24h")
 	}
 }
 

@@ -103,7 +103,7 @@ type Manager struct {
 	Log     *slog.Logger
 
 	// Config returns the settings in force; a reload may change them. A
-	// session keeps the limits that it was launched with.
+	// session keeps the limits that it was launched with, or adopted.
 	Config func() *config.Config
 	// Account returns a project's owner.
 	Account func(ctx context.Context, user string) (Account, error)

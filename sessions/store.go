@@ -24,20 +24,23 @@ type row struct {
 	launched          time.Time
 	idleSince         time.Time
 	ended             time.Time
+	keptSince         time.Time
 	keptUntil         time.Time
 	keptWhy           string
+	announced         string // the ends of it that people know of
 }
 
 // rows returns the sessions that have not ended, oldest first; and those that
 // ended after since, unless that is zero.
 func rows(ctx context.Context, d *sql.DB, since time.Time) ([]row, error) {
-	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_until, kept_why
+	query := `SELECT id, project, owner, name, image, files, read_only, holder, state, launched, idle_since, ended, reason, kept_since, kept_until, kept_why, announced
 		FROM sessions WHERE ended = 0 OR (?1 > 0 AND ended > ?1) ORDER BY launched, id`
 	scan := func(found db.Row) (r row, err error) {
-		var launched, idleSince, ended, kept int64
+		var launched, idleSince, ended, keptSince, kept int64
 		err = found.Scan(&r.id, &r.project, &r.ref.Owner, &r.ref.Name, &r.image, &r.files, &r.readOnly, &r.holder, &r.state,
-			&launched, &idleSince, &ended, &r.reason, &kept, &r.keptWhy)
-		r.launched, r.idleSince, r.ended, r.keptUntil = db.Time(launched), db.Time(idleSince), db.Time(ended), db.Time(kept)
+			&launched, &idleSince, &ended, &r.reason, &keptSince, &kept, &r.keptWhy, &r.announced)
+		r.launched, r.idleSince, r.ended = db.Time(launched), db.Time(idleSince), db.Time(ended)
+		r.keptSince, r.keptUntil = db.Time(keptSince), db.Time(kept)
 		return r, err
 	}
 	all, err := db.Select(ctx, d, scan, query, db.Millis(since))

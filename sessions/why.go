@@ -54,7 +54,7 @@ func (m *Manager) Why(_ context.Context, session string) (Why, error) {
 	now := time.Now()
 	w := Why{Signals: s.policy.signals(now)}
 	for _, c := range s.policy.clocks(now) {
-		w.Deadlines = append(w.Deadlines, Deadline{Name: c.name, Limit: c.limit, Since: c.since.UTC().Round(0), At: c.at.UTC().Round(0),
+		w.Deadlines = append(w.Deadlines, Deadline{Name: c.name, Limit: c.limit, Since: onClock(c.since, now), At: onClock(c.at, now),
 			Why: c.why, Announced: c.told})
 	}
 	return w, nil
@@ -90,7 +90,11 @@ func (p *policy) signals(now time.Time) []Signal {
 	}
 	all = append(all, queue)
 	if p.kept.After(now) {
-		all = append(all, Signal{"kept", "for " + config.Duration(p.kept.Sub(now).Round(time.Second)).String(), ""})
+		kept := Signal{"kept", "for " + config.Duration(p.kept.Sub(now).Round(time.Second)).String(), ""}
+		if p.keptUntil().Before(p.kept) {
+			kept.Value += ", but while somebody waits for a GPU for " + p.limits.KeepContended.String() + " at most"
+		}
+		all = append(all, kept)
 	}
 	return all
 }
@@ -100,7 +104,7 @@ func (p *policy) measured(now time.Time, verdict func(bool) Verdict) []Signal {
 	s := p.last
 	window := config.Duration(s.window.Round(100 * time.Millisecond)).String()
 	cpu := Signal{"CPU", fmt.Sprintf("%.1f %% of a core in the last %s, baseline %.1f %%", 100*s.cpu, window, 100*p.baseline()), verdict(p.busyCPU(s))}
-	network := Signal{"network", fmt.Sprintf("%v a second", bytesOf(s.network)), verdict(s.network >= busyNetwork)}
+	network := Signal{"network", fmt.Sprintf("%v a second", bytesOf(s.network)), verdict(p.busyNetwork(s))}
 	gpu := Signal{"GPU", "it has none", ""}
 	switch {
 	case p.gpus > 0 && s.gpu < 0:
@@ -108,7 +112,7 @@ func (p *policy) measured(now time.Time, verdict func(bool) Verdict) []Signal {
 	case p.gpus > 0:
 		gpu = Signal{"GPU", fmt.Sprintf("the busiest at %d %%", s.gpu), verdict(s.gpu >= busyGPU)}
 	}
-	if every := interval(p.limits); s.window <= 0 || now.Sub(s.at) > 2*every+sampleTime {
+	if s.window <= 0 || now.Sub(s.at) > p.patience() {
 		for _, one := range []*Signal{&cpu, &gpu, &network} {
 			if one != &gpu || p.gpus > 0 {
 				one.Value, one.Verdict = "not known yet", Unknown

@@ -102,10 +102,11 @@ type Limits struct {
 	ConnectedIdleTimeout Duration `yaml:"connected_idle_timeout"` // 0 is never
 	GPUIdleTimeout       Duration `yaml:"gpu_idle_timeout"`       // 0 is never
 
-	MaxLifetime Duration `yaml:"max_lifetime"` // 0 is for ever
-	KeepMax     Duration `yaml:"keep_max"`     // 0 is that nobody may keep
-	StopGrace   Duration `yaml:"stop_grace"`   // from SIGTERM to SIGKILL
-	Forward     Forward  `yaml:"forward"`
+	MaxLifetime   Duration `yaml:"max_lifetime"`   // 0 is for ever
+	KeepMax       Duration `yaml:"keep_max"`       // 0 is that nobody may keep
+	KeepContended Duration `yaml:"keep_contended"` // of that, while somebody waits for a GPU and it has one; 0 is all
+	StopGrace     Duration `yaml:"stop_grace"`     // from SIGTERM to SIGKILL
+	Forward       Forward  `yaml:"forward"`
 }
 
 // Forward says what may be forwarded through a connection.
@@ -150,13 +151,14 @@ type Overlay struct {
 	ConnectedIdleTimeout *Duration `yaml:"connected_idle_timeout,omitempty"`
 	GPUIdleTimeout       *Duration `yaml:"gpu_idle_timeout,omitempty"`
 
-	MaxLifetime *Duration      `yaml:"max_lifetime,omitempty"`
-	KeepMax     *Duration      `yaml:"keep_max,omitempty"`
-	StopGrace   *Duration      `yaml:"stop_grace,omitempty"`
-	Forward     ForwardOverlay `yaml:"forward,omitempty"`
-	Image       *string        `yaml:"image,omitempty"`
-	Images      []string       `yaml:"images,omitempty"`
-	Root        *bool          `yaml:"root,omitempty"`
+	MaxLifetime   *Duration      `yaml:"max_lifetime,omitempty"`
+	KeepMax       *Duration      `yaml:"keep_max,omitempty"`
+	KeepContended *Duration      `yaml:"keep_contended,omitempty"`
+	StopGrace     *Duration      `yaml:"stop_grace,omitempty"`
+	Forward       ForwardOverlay `yaml:"forward,omitempty"`
+	Image         *string        `yaml:"image,omitempty"`
+	Images        []string       `yaml:"images,omitempty"`
+	Root          *bool          `yaml:"root,omitempty"`
 }
 
 // Default returns the settings of an empty ds01.yaml, each time a new one. It
@@ -237,6 +239,7 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.GPUIdleTimeout, o.GPUIdleTimeout)
 	override(&p.MaxLifetime, o.MaxLifetime)
 	override(&p.KeepMax, o.KeepMax)
+	override(&p.KeepContended, o.KeepContended)
 	override(&p.StopGrace, o.StopGrace)
 	override(&p.Forward.Local, o.Forward.Local)
 	override(&p.Forward.Remote, o.Forward.Remote)

@@ -220,7 +220,7 @@ func TestJSONIsStable(t *testing.T) {
 		"project list":    "access created gpus image members name owner profile workspace",
 		"container stats": "files gpus owner project read_only session state usage",
 		"container list":  "connections ended expected files gpus holder idle_since image in_line keep_reason kept_until launched owner place project read_only reason retire_why retires session state waiting_since waits_for workspace",
-		"gpu list":        "cause device index memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature until utilization uuid watts",
+		"gpu list":        "cause device index keep_reason kept_until memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature until utilization uuid watts",
 		"usage":           "gpu held_seconds project used_seconds user uuid watched_seconds",
 		"events":          "at detail id kind project session user",
 	} {

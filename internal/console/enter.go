@@ -111,6 +111,10 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 	work.Go(func() { _, _ = io.Copy(proc.Stdin(), noted{std[0], func(int) { a.Touch() }}) })
 	work.Go(func() { defer close(drained); _, _ = io.Copy(std[1], noted{proc.Stdout(), a.Carried}) })
 	work.Go(func() { exit, err := proc.Wait(); ended <- ending{exit, err} })
+	var repaint sessions.Repaint
+	if announced := a.Announced(); announced != "" {
+		_, _ = fmt.Fprintf(std[1], "\r\nds01: %s\r\n", plain(announced))
+	}
 	for {
 		select {
 		case e := <-ended:
@@ -128,6 +132,9 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 			_ = proc.Resize(size) // of one that has just ended
 		case notice := <-a.Notices():
 			_, _ = fmt.Fprintf(std[1], "\r\n%s\r\n", plain(notice))
+			repaint.Begin()
+		case <-repaint.Due:
+			_ = repaint.Step(proc, d.size) // of one that has just ended
 		case why := <-a.Revoked():
 			return sessions.Exit{}, why
 		case <-ctx.Done():

@@ -51,6 +51,9 @@ type heldJSON struct {
 	Until   *time.Time `json:"until"`   // at the latest; null if nobody knows
 	Missing bool       `json:"missing"` // the driver does not show it
 
+	KeptUntil  *time.Time `json:"kept_until"`  // its session does not retire by itself before; null if nobody keeps it
+	KeepReason string     `json:"keep_reason"` // as its holder says for all to read, or ""
+
 	readJSON
 }
 
@@ -86,6 +89,8 @@ func (c *call) heldJSON(s gpu.Seen) heldJSON {
 	}
 	if l := s.Lease; l != nil {
 		row.Owner, row.Since, row.Until = l.Owner, stamp(l.Lent), stamp(c.Sessions.Ends(l.Session))
+		kept, why := c.Sessions.Kept(l.Session)
+		row.KeptUntil, row.KeepReason = stamp(kept), why
 		if c.caller.Admin || l.Owner == c.caller.User {
 			row.Project = l.Project
 		}
@@ -169,9 +174,19 @@ func (c *call) gpuList() error {
 	}
 	return list(c, rows, "GPU NAME STATE HOLDER PROJECT SINCE UNTIL UTIL MEMORY TEMP CAUSE UUID", func(g heldJSON) []string {
 		return []string{
-			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), moment(value(g.Until)), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
+			g.Device, g.Name, g.State, g.Owner, g.Project, moment(value(g.Since)), g.until(), g.percent(), g.memory(), g.degrees(), g.Cause, g.UUID,
 		}
 	})
+}
+
+// until says how long it is held at the latest, and if that is because somebody
+// keeps it, why.
+func (g heldJSON) until() string {
+	text := moment(value(g.Until))
+	if g.KeptUntil != nil {
+		text = strings.TrimSpace(text + " (" + strings.TrimSuffix("kept: "+g.KeepReason, ": ") + ")")
+	}
+	return text
 }
 
 func (r readJSON) percent() string {
@@ -287,7 +302,7 @@ func (c *call) gpuShow(name string) error {
 	fields := []field{
 		{"device", j.Device}, {"name", j.Name}, {"uuid", j.UUID}, {"profile", j.Profile}, {"part of", j.Parent},
 		{"state", j.State}, {"cause", j.Cause}, {"out since", moment(value(j.Out))}, {"taken by", j.OutBy},
-		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))}, {"until", moment(value(j.Until))},
+		{"holder", j.Owner}, {"project", j.Project}, {"held since", moment(value(j.Since))}, {"until", j.until()},
 		{"utilization", j.percent()}, {"memory", j.memory()}, {"temperature", j.degrees()},
 	}
 	if j.Watts != nil {

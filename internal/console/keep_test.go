@@ -26,6 +26,11 @@ func TestContainerKeep(t *testing.T) {
 		shown["keep_reason"] != "training" || shown["kept_until"] != shown["retires"] {
 		t.Errorf("show --json: %v, %v", shown, err)
 	}
+	for _, line := range []string{"gpu list", "gpu show 0"} {
+		if got := ok(t, b, bob, line); !strings.Contains(got, " UTC (kept: training)") {
+			t.Errorf("what who waits for its GPU reads in %s:\n%s", line, got)
+		}
+	}
 	if got := ok(t, b, alice, "events"); !strings.Contains(got, "session.kept") || !strings.Contains(got, ": training") {
 		t.Errorf("events:\n%s", got)
 	}

@@ -52,11 +52,12 @@ type limitsJSON struct {
 	ConnectedIdleTimeout float64 `json:"connected_idle_timeout"`
 	GPUIdleTimeout       float64 `json:"gpu_idle_timeout"`
 
-	MaxLifetime float64 `json:"max_lifetime"`
-	KeepMax     float64 `json:"keep_max"`
-	StopGrace   float64 `json:"stop_grace"`
-	Image       string  `json:"image"`
-	Root        bool    `json:"root"`
+	MaxLifetime   float64 `json:"max_lifetime"`
+	KeepMax       float64 `json:"keep_max"`
+	KeepContended float64 `json:"keep_contended"`
+	StopGrace     float64 `json:"stop_grace"`
+	Image         string  `json:"image"`
+	Root          bool    `json:"root"`
 }
 
 func asUserJSON(u keys.User) userJSON {
@@ -292,7 +293,7 @@ func asLimitsJSON(p config.Policy) *limitsJSON {
 		GPUs: p.GPUs, Weight: p.Weight, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
 		Pids: p.Pids, NoFile: p.NoFile, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
 		ConnectedIdleTimeout: seconds(p.ConnectedIdleTimeout), GPUIdleTimeout: seconds(p.GPUIdleTimeout),
-		KeepMax: seconds(p.KeepMax), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
+		KeepMax: seconds(p.KeepMax), KeepContended: seconds(p.KeepContended), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
 	}
 }
 
