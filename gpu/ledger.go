@@ -181,28 +181,14 @@ func (l *Ledger) Of(ctx context.Context, session string) ([]Lease, error) {
 	return list, nil
 }
 
-// A querier is a database or a transaction on it.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // leases returns what session holds, or for "" everybody.
-func leases(ctx context.Context, q querier, session string) ([]Lease, error) {
-	rows, err := q.QueryContext(ctx, `SELECT session, gpu, idx, owner, project, share, lent FROM leases
-		WHERE released = 0 AND ?1 IN ('', session) ORDER BY idx, gpu`, session)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var list []Lease
-	for rows.Next() {
-		var l Lease
+func leases(ctx context.Context, q db.Querier, session string) ([]Lease, error) {
+	scan := func(row db.Row) (l Lease, err error) {
 		var lent int64
-		if err := rows.Scan(&l.Session, &l.GPU, &l.Index, &l.Owner, &l.Project, &l.Share, &lent); err != nil {
-			return nil, err
-		}
+		err = row.Scan(&l.Session, &l.GPU, &l.Index, &l.Owner, &l.Project, &l.Share, &lent)
 		l.Lent = db.Time(lent)
-		list = append(list, l)
+		return l, err
 	}
-	return list, rows.Err()
+	return db.Select(ctx, q, scan, `SELECT session, gpu, idx, owner, project, share, lent FROM leases
+		WHERE released = 0 AND ?1 IN ('', session) ORDER BY idx, gpu`, session)
 }

@@ -73,22 +73,16 @@ func (i *Inventory) store(ctx context.Context, tx *sql.Tx, o *Outage, kind, deta
 
 // storedOutages returns those of an earlier run.
 func storedOutages(ctx context.Context, d *sql.DB) (map[UUID]*Outage, error) {
-	rows, err := d.QueryContext(ctx, `SELECT gpu, idx, name, cause, taken, since FROM unhealthy`)
-	if err != nil {
-		return nil, fmt.Errorf("list unhealthy GPUs: %w", err)
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
 	all := map[UUID]*Outage{}
-	for rows.Next() {
+	scan := func(row db.Row) (*Outage, error) {
 		o := &Outage{stored: true}
 		var since int64
-		if err := rows.Scan(&o.GPU, &o.Index, &o.Name, &o.Cause, &o.Taken, &since); err != nil {
-			return nil, fmt.Errorf("list unhealthy GPUs: %w", err)
-		}
+		err := row.Scan(&o.GPU, &o.Index, &o.Name, &o.Cause, &o.Taken, &since)
 		o.Since = db.Time(since)
 		all[o.GPU] = o
+		return o, err
 	}
-	if err := rows.Err(); err != nil {
+	if _, err := db.Select(ctx, d, scan, `SELECT gpu, idx, name, cause, taken, since FROM unhealthy`); err != nil {
 		return nil, fmt.Errorf("list unhealthy GPUs: %w", err)
 	}
 	return all, nil

@@ -130,23 +130,15 @@ func (l *Ledger) Line(ctx context.Context) ([]Waiter, error) {
 }
 
 // waiters returns the line in its order.
-func waiters(ctx context.Context, q querier, now time.Time) ([]Waiter, error) {
-	rows, err := q.QueryContext(ctx, `SELECT session, owner, project, count, profile, most, weight, since FROM waiters WHERE gone = 0`)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var line []Waiter
-	for rows.Next() {
-		var w Waiter
+func waiters(ctx context.Context, q db.Querier, now time.Time) ([]Waiter, error) {
+	scan := func(row db.Row) (w Waiter, err error) {
 		var since int64
-		if err := rows.Scan(&w.Session, &w.Owner, &w.Project, &w.Want.Count, &w.Want.Profile, &w.Limit, &w.Weight, &since); err != nil {
-			return nil, err
-		}
+		err = row.Scan(&w.Session, &w.Owner, &w.Project, &w.Want.Count, &w.Want.Profile, &w.Limit, &w.Weight, &since)
 		w.Since = db.Time(since)
-		line = append(line, w)
+		return w, err
 	}
-	if err := rows.Err(); err != nil || len(line) < 2 {
+	line, err := db.Select(ctx, q, scan, `SELECT session, owner, project, count, profile, most, weight, since FROM waiters WHERE gone = 0`)
+	if err != nil || len(line) < 2 {
 		return line, err
 	}
 	shares, err := usedLately(ctx, q, now)
@@ -158,44 +150,30 @@ func waiters(ctx context.Context, q querier, now time.Time) ([]Waiter, error) {
 }
 
 // usedLately returns how much GPU time owners have had, as it counts now.
-func usedLately(ctx context.Context, q querier, now time.Time) (map[string]time.Duration, error) {
-	rows, err := q.QueryContext(ctx, `SELECT owner, share, lent, released FROM leases WHERE released = 0 OR released > ?`,
-		db.Millis(now.Add(-shareTime)))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
+func usedLately(ctx context.Context, q db.Querier, now time.Time) (map[string]time.Duration, error) {
 	shares := map[string]time.Duration{}
-	for rows.Next() {
-		var owner string
+	scan := func(row db.Row) (owner string, err error) {
 		var share float64
 		var lent, released int64
-		if err := rows.Scan(&owner, &share, &lent, &released); err != nil {
-			return nil, err
-		}
+		err = row.Scan(&owner, &share, &lent, &released)
 		shares[owner] += time.Duration(share * float64(used(db.Time(lent), db.Time(released), now)))
+		return owner, err
 	}
-	return shares, rows.Err()
+	_, err := db.Select(ctx, q, scan, `SELECT owner, share, lent, released FROM leases WHERE released = 0 OR released > ?`,
+		db.Millis(now.Add(-shareTime)))
+	return shares, err
 }
 
 // Spells returns how long devices were held that were given back lately, the
 // shortest first, for what is to be expected of those that are held now.
 func (l *Ledger) Spells(ctx context.Context) ([]time.Duration, error) {
-	rows, err := l.db.QueryContext(ctx, `SELECT released - lent FROM leases WHERE released > ? ORDER BY released - lent`,
+	scan := func(row db.Row) (time.Duration, error) {
+		ms, err := db.Value[int64](row)
+		return time.Duration(ms) * time.Millisecond, err
+	}
+	spells, err := db.Select(ctx, l.db, scan, `SELECT released - lent FROM leases WHERE released > ? ORDER BY released - lent`,
 		db.Millis(l.now().Add(-shareTime)))
 	if err != nil {
-		return nil, fmt.Errorf("list past leases: %w", err)
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var spells []time.Duration
-	for rows.Next() {
-		var ms int64
-		if err := rows.Scan(&ms); err != nil {
-			return nil, fmt.Errorf("list past leases: %w", err)
-		}
-		spells = append(spells, time.Duration(ms)*time.Millisecond)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("list past leases: %w", err)
 	}
 	return spells, nil
