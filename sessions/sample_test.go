@@ -152,7 +152,7 @@ func TestHoldingWithoutUsing(t *testing.T) {
 			t.Fatalf("busy, then unknown: %+v", s)
 		}
 		set(func() { broken = nil })
-		for _, want := range []string{"in 5m, at 17:00 UTC: ", "in 1m, ", "being retired: GPU idle 2h, while others wait for a GPU"} {
+		for _, want := range []string{"in 5m, at 17:01 UTC: ", "in 1m, ", "being retired: GPU idle 2h, while others wait for a GPU"} {
 			if line := <-a.Notices(); !strings.Contains(line, want) {
 				t.Errorf("on its terminals: %q; want %q", line, want)
 			}
