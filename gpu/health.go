@@ -48,8 +48,15 @@ func (i *Inventory) assess(v view) {
 		i.record("", Event{Kind: "gpu.answers", Detail: "the GPUs answer again"})
 	}
 	for _, d := range devices {
-		if was := before[d.UUID].State; was != d.State && was != Unhealthy && d.State != Unhealthy {
-			i.tellState(d, before[d.UUID])
+		was, there := before[d.UUID]
+		if was.State != d.State && was.State != Unhealthy && d.State != Unhealthy {
+			i.tellState(d, was)
+		}
+		if d.State == Fit && (!there || was.State != Fit) {
+			select {
+			case i.fit <- struct{}{}:
+			default:
+			}
 		}
 	}
 }

@@ -250,9 +250,18 @@ func TestSettling(t *testing.T) {
 				r.release("sa")
 				pass(time.Minute)
 				r.want(0, Settling, "still")
+				select {
+				case <-r.Fit(): // of the start
+				default:
+				}
 				r.f.read(uuid, func(r *Reading) { r.Used, r.Processes = 0, nil })
 				pass(settleEvery)
 				r.want(0, Fit, "")
+				select {
+				case <-r.Fit():
+				default:
+					t.Error("who waits for it is not told that it is fit")
+				}
 				if got := r.events(); got != "gpu.settling gpu.fit" {
 					t.Errorf("events %q", got)
 				}

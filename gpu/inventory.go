@@ -15,8 +15,9 @@ const (
 	// lookEvery is how often the devices are looked at.
 	lookEvery = 10 * time.Second
 
-	// settleEvery is how often while one of them is about to become fit.
-	settleEvery = time.Second
+	// settleEvery is how often while one of them is about to become fit: somebody
+	// may wait for it.
+	settleEvery = time.Second / 2
 
 	// maxAge is how old an answer may be. What nobody has seen for longer is
 	// unknown, and unknown is not free.
@@ -67,6 +68,7 @@ type Inventory struct {
 	stop    context.CancelFunc
 	work    sync.WaitGroup
 	wake    chan struct{} // asks for a look; holds one
+	fit     chan struct{} // says that something has become fit; holds one
 	looking chan struct{} // holds a token while somebody looks
 	uses    uses          // belongs to who looks
 
@@ -106,13 +108,17 @@ func (i *Inventory) Start(ctx context.Context) error {
 	}
 	i.outages, i.err = outages, errUnknown
 	i.ended, i.told = map[string]bool{}, map[Notice]time.Time{}
-	i.wake, i.looking = make(chan struct{}, 1), make(chan struct{}, 1)
+	i.wake, i.fit, i.looking = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	i.ctx, i.stop = context.WithCancel(context.WithoutCancel(ctx))
 	_ = i.look(ctx) // missed has told if there is no answer
 	i.work.Go(i.keepLooking)
 	i.work.Go(i.keepWatching)
 	return nil
 }
+
+// Fit gets a value once a device has become fit to be lent that was not, or not
+// there, when the devices were looked at before. Call it after Start.
+func (i *Inventory) Fit() <-chan struct{} { return i.fit }
 
 // Close ends the looking, and writes down what has been summed up.
 func (i *Inventory) Close() error {

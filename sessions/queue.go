@@ -197,6 +197,7 @@ func (m *Manager) ushers() {
 		}
 		select {
 		case <-m.usher:
+		case <-m.Fit:
 		case <-tick:
 		case <-m.ctx.Done():
 			return

@@ -55,8 +55,8 @@ func parseAsked(word string) (want gpu.Want, ok bool) {
 		return gpu.Want{}, true
 	}
 	number, ok := strings.CutPrefix(word, "gpus")
-	n, err := strconv.ParseUint(number, 10, 10)
-	return gpu.Want{Count: int(n)}, ok && err == nil // #nosec G115 -- of 10 bits
+	n, err := strconv.ParseUint(number, 10, 31)
+	return gpu.Want{Count: int(n)}, ok && err == nil // #nosec G115 -- of 31 bits
 }
 
 // spelled returns wants as SplitLogin reads them: "+gpus2, +1g.10gb".

@@ -22,7 +22,7 @@ func TestSplitLogin(t *testing.T) {
 		"thesis+cpu+gpus0":      {},
 		"thesis+gpus1+gpus1":    {Count: 1},
 		"thesis+1g.12gb+me.all": {Count: 1, Profile: "1g.12gb+me.all"},
-		"thesis+gpus1023":       {Count: 1023},
+		"thesis+gpus99999":      {Count: 99999},
 	} {
 		name, once, err := sessions.SplitLogin(login)
 		if name != "thesis" || err != nil || (once == nil) != (want == nil) || want != nil && *once != *want {
@@ -34,7 +34,7 @@ func TestSplitLogin(t *testing.T) {
 		"thesis+gpu":                             "+gpu after a project's name says nothing",
 		"thesis+gpus":                            "+gpus after a project's name says nothing",
 		"thesis+gpus-1":                          "+gpus-1 after",
-		"thesis+gpus1024":                        "+gpus1024 after",
+		"thesis+gpus9999999999":                  "+gpus9999999999 after",
 		"thesis+gpus2+":                          "+ after",
 		"thesis+cpu+gpus2":                       "+cpu+gpus2 contradicts itself: ask for one of +cpu, +gpus2 and +1g.10gb",
 		"thesis+1g.10gb+cpu":                     "+1g.10gb+cpu contradicts itself",

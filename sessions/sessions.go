@@ -121,6 +121,9 @@ type Manager struct {
 	// BusyGPUs, unless nil, returns how busy devices have been of late, in
 	// percent, of those of which it can be known. An error is that nobody knows now.
 	BusyGPUs func(ctx context.Context, devices []gpu.UUID) (map[gpu.UUID]int, error)
+	// Fit, unless nil, gets a value when a device can be lent that could not before:
+	// who waits in line is served at once, and not with the next look at it.
+	Fit <-chan struct{}
 	// CommandAs returns a program of the site's and its arguments, to be run as an
 	// account of the host, until ctx ends. It may be nil where notify.command is
 	// not set.

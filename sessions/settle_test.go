@@ -2,8 +2,13 @@ package sessions_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
+
+	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/sessions"
 )
 
 // What a session has left on its GPUs is looked for when its container is gone,
@@ -39,5 +44,27 @@ func TestSettleComesBetween(t *testing.T) {
 		if len(settled) != 1 {
 			t.Errorf("settled %q; want the first session", settled)
 		}
+	})
+}
+
+// Who waits for a device that becomes fit has it in that instant.
+func TestLineHearsOfWhatIsFit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) { c.Limits.StopGrace = 0 })
+		w.down()
+		fit := make(chan struct{}, 1)
+		w.with = func(m *sessions.Manager) { m.Fit = fit }
+		w.start(nil)
+		for i := range w.gpus.devices {
+			w.gpus.devices[i].State = gpu.Settling
+		}
+		waits := w.login(w.project("alice", "thesis", 1))
+		waits.tells(t, "settling", "queued place 1 of 1")
+		devices := slices.Clone(w.gpus.devices)
+		devices[0].State = gpu.Fit
+		w.gpus.set(devices)
+		fit <- struct{}{}
+		synctest.Wait()
+		waits.tells(t, "fit", "GPU 0")
 	})
 }

@@ -158,7 +158,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, BusyGPUs: gpus.Busy, CommandAs: keys.CommandAs, Runtime: engine, Builder: engine,
+	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, BusyGPUs: gpus.Busy, Fit: gpus.Fit(), CommandAs: keys.CommandAs, Runtime: engine, Builder: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
 	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, GPUs: gpus,
 		DB: d, Log: h.log, Config: h.config.Load}
