@@ -22,7 +22,7 @@ func TestFairShare(t *testing.T) {
 		{"lately", 6 * time.Hour, 1, 0, []string{"bob", "alice"}},
 		{"by weight", 6 * time.Hour, 10, 0, []string{"alice", "bob"}},
 		{"long ago", 8 * 24 * time.Hour, 1, 0, []string{"alice", "bob"}},
-		{"until she has waited for long", 6 * time.Hour, 1, passFor - time.Minute, []string{"alice", "bob"}},
+		{"until she has waited for long", 6 * time.Hour, 1, fairFor - time.Minute, []string{"alice", "bob"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := fresh(t)

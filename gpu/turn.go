@@ -11,9 +11,14 @@ import (
 const (
 	// passFor is how long smaller requests may pass a larger one that does not
 	// fit: until then no device stands idle while somebody could use it, from
-	// then on what comes free is kept for it, and nobody comes before it who has
-	// not waited as long.
+	// then on what comes free is kept for it.
 	passFor = 30 * time.Minute
+
+	// fairFor is how long who has had less may pass who has had more. From then on
+	// nobody comes before a request who has not waited as long. A working day is
+	// what people are told of; in a shorter time those who have had much of a busy
+	// week, and come early, would take most of the rest of it too.
+	fairFor = 8 * time.Hour
 
 	// Who has had fewer GPUs comes first, counted over shareTime, with what is
 	// halfTime old counting half. A difference of less than shareStep is none:
@@ -32,11 +37,11 @@ type Waiter struct {
 }
 
 // old reports whether w has waited so long that nobody may pass it.
-func (w Waiter) old(now time.Time) bool { return now.Sub(w.Since) >= passFor }
+func (w Waiter) old(now time.Time) bool { return now.Sub(w.Since) >= fairFor }
 
-// order puts line into its order: first who has waited for long, as they came;
+// order puts line into its order: first who has waited for fairFor, as they came;
 // then who has had less, or else who came first. A place gets worse for those
-// only who have not waited long.
+// only who have not waited as long.
 func order(line []Waiter, now time.Time) {
 	slices.SortFunc(line, func(a, b Waiter) int {
 		if a.old(now) != b.old(now) {
@@ -73,7 +78,7 @@ func used(lent, back, now time.Time) time.Duration {
 // next returns who of line, which is in order, gets which of the devices that are
 // fit and that nobody holds; without a device it is nobody's turn. Who is at their
 // own limit is passed over and keeps their place. A request that does not fit is
-// passed, unless it is old: then what it could use is kept for it.
+// passed, unless it has waited for passFor: then what it could use is kept for it.
 func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter, []Device) {
 	there := slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return !d.soon() })
 	free := unheld(devices, held)
@@ -85,7 +90,7 @@ func next(line []Waiter, devices []Device, held []Lease, now time.Time) (Waiter,
 		if chosen := choose(devices, free, w.Want); chosen != nil {
 			return w, chosen
 		}
-		if w.old(now) {
+		if now.Sub(w.Since) >= passFor {
 			free = slices.DeleteFunc(free, w.Want.Takes)
 		}
 	}

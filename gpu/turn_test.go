@@ -25,9 +25,9 @@ func TestOrder(t *testing.T) {
 		{[]Waiter{waiter("b", 1, 1*m, 0), waiter("a", 1, 2*m, 0)}, "a b"},                     // who came first
 		{[]Waiter{waiter("a", 1, 2*m, 5*h), waiter("b", 1, 1*m, 3*h)}, "b a"},                 // who has had less
 		{[]Waiter{waiter("a", 1, 2*m, 50*m), waiter("b", 1, 1*m, 10*m)}, "a b"},               // which is not worth a place
-		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 30*m, 99*h)}, "a new"},               // nobody passes who has waited for long
-		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 29*m, 99*h)}, "new a"},               // until then they do
-		{[]Waiter{waiter("b", 1, 31*m, 0), waiter("a", 1, 40*m, 99*h)}, "a b"},                // and among those it is who came first
+		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 8*h, 99*h)}, "a new"},                // nobody passes who has waited for long
+		{[]Waiter{waiter("new", 1, 0, 0), waiter("a", 1, 8*h-m, 99*h)}, "new a"},              // until then they do
+		{[]Waiter{waiter("b", 1, 9*h, 0), waiter("a", 1, 10*h, 99*h)}, "a b"},                 // and among those it is who came first
 		{[]Waiter{waiter("b", 1, m, 0), waiter("a", 1, m, 0), waiter("c", 1, m, 0)}, "a b c"}, // always the same
 	} {
 		for range 2 {

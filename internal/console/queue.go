@@ -24,7 +24,7 @@ func (c *call) queue() *cobra.Command {
 	return c.leaf(leaf{
 		use:   "queue",
 		short: "List who waits for a GPU, and for how long yet",
-		long: "First comes who has waited for half an hour, then who has had the least GPU time lately, then\n" +
+		long: "First comes who has waited for eight hours, then who has had the least GPU time lately, then\n" +
 			"who came first. When their turn comes is a guess: sessions end sooner than they must.",
 		example: "ds01 queue",
 		run: func(*cobra.Command, []string) error {
