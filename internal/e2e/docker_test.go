@@ -138,6 +138,9 @@ func (e *engine) start() error {
 		return err
 	}
 	defer log.Close()
+	if err := e.forgetContainerd(); err != nil {
+		return err
+	}
 	flags := append([]string{
 		"--host", e.host(), "--data-root", e.dir + "/data", "--exec-root", e.dir + "/exec", "--pidfile", e.dir + "/pid",
 		"--containerd-namespace", "ds01-e2e", "--containerd-plugins-namespace", "ds01-e2e-plugins",
@@ -164,6 +167,28 @@ func (e *engine) start() error {
 		return fmt.Errorf("%s: %w\n%s", copyImage, err, out)
 	}
 	return nil
+}
+
+// forgetContainerd removes what is left of the containerd of a dockerd that was
+// killed, which has died with it. Until the host's process 1 has reaped it, the
+// next dockerd takes it for one that runs.
+func (e *engine) forgetContainerd() error {
+	pidFile := e.dir + "/exec/containerd/containerd.pid"
+	pid, err := os.ReadFile(pidFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	dead := func() bool {
+		command, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/cmdline")
+		return err != nil || len(command) == 0 // a zombie has none
+	}
+	if !until(patience, dead) {
+		return fmt.Errorf("containerd, process %s, outlives its dockerd", pid)
+	}
+	return os.Remove(pidFile)
 }
 
 // signal ends dockerd and waits for it.
