@@ -129,7 +129,9 @@ func TestProjectLaunchOnce(t *testing.T) {
 	if shown := ok(t, b, bob, "project show one"); !strings.Contains(shown, "gpus:       0\n") {
 		t.Errorf("the project has changed:\n%s", shown)
 	}
-	ok(t, b, bob, "project set one --gpus mig:1g.10gb")
+	if _, _, exit := do(t, b, bob, "project set one --gpus mig:1g.10gb"); exit != 0 {
+		t.Errorf("set: exit %d", exit)
+	}
 	if shown := ok(t, b, bob, "project list"); !strings.Contains(shown, "mig:1g.10gb") {
 		t.Errorf("list:\n%s", shown)
 	}
