@@ -275,6 +275,9 @@ func (m *Manager) spec(s *life) (Spec, error) {
 	if err := workspace.check(); err != nil {
 		return Spec{}, err
 	}
+	if err := workspace.admits(owner, account.Policy.Root); err != nil {
+		return Spec{}, err
+	}
 	spec := Spec{
 		Session:   s.id,
 		Project:   s.project.Ref,
@@ -297,6 +300,9 @@ func (m *Manager) spec(s *life) (Spec, error) {
 		return Spec{}, err
 	}
 	if _, err := home.make(owner.UID, owner.GID, nil); err != nil {
+		return Spec{}, err
+	}
+	if err := home.admits(owner, account.Policy.Root); err != nil {
 		return Spec{}, err
 	}
 	for _, rel := range cfg.Home.Persist {

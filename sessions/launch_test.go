@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -252,6 +253,41 @@ func TestSpec(t *testing.T) {
 	_, err := w.Attach(t.Context(), p, nil)
 	is(t, err, fault.ExitFailed, ".vscode-server is a symbolic link")
 	w.consistent(w.session(bobs).ID)
+}
+
+// A copy that did not keep the owners, or a name that has a new user.
+func TestDirectoryOfAnother(t *testing.T) {
+	w := newWorld(t, func(c *config.Config) { c.Home.Persist = nil })
+	w.down()
+	root := false
+	w.with = func(m *sessions.Manager) {
+		known := m.Account
+		m.Account = func(ctx context.Context, user string) (sessions.Account, error) {
+			a, err := known(ctx, user)
+			a.UID, a.GID, a.Policy.Root = os.Getuid()+4242, os.Getgid()+4242, root
+			return a, err
+		}
+	}
+	w.start(nil)
+	dir := filepath.Join(w.dir, "workspaces/alice/thesis")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	p := w.project("alice", "thesis", 1)
+	_, err := w.Attach(t.Context(), p, nil)
+	is(t, err, fault.ExitFailed, fmt.Sprintf("%s belongs to uid %d and keeps out alice, who is uid %d", dir, os.Getuid(), os.Getuid()+4242))
+	w.consistent()
+
+	root = true // who goes everywhere
+	w.attach(p).Detach()
+	if err := w.Retire(t.Context(), p.Ref, "alice", "retired by alice"); err != nil {
+		t.Fatal(err)
+	}
+	root = false
+	if err := os.Chmod(dir, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	w.attach(p)
 }
 
 func TestProjectChangesBetweenFindAndAttach(t *testing.T) {

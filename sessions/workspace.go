@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -92,6 +93,34 @@ func (d directory) check() error {
 		}
 	}
 	return nil
+}
+
+// admits returns an error if the directory is somebody else's and keeps a out, as
+// after a copy that did not keep its owners: their programs would start, and their
+// files arrive, where nothing is kept. Whose own it is can mend it, root goes
+// everywhere, and an access list may admit more than the mode says.
+func (d directory) admits(a Account, root bool) error {
+	info, err := os.Lstat(d.path())
+	if err != nil {
+		return d.explain(d.path(), err)
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch mode := info.Mode(); {
+	case !ok, root, int(owner.Uid) == a.UID, mode&0o001 != 0, mode&0o010 != 0 && int(owner.Gid) == a.GID, hasACL(d.path()):
+		return nil
+	}
+	return &fault.Error{
+		Exit: fault.ExitFailed,
+		Say:  fmt.Sprintf("the %s %s belongs to uid %d and keeps out %s, who is uid %d", d.what, d.path(), owner.Uid, a.Name, a.UID),
+		Hint: fmt.Sprintf("ask your administrator to look, and then: chown -R %d:%d %s", a.UID, a.GID, d.path()),
+	}
+}
+
+// hasACL reports whether path has an access list: POSIX's or NFS's.
+func hasACL(path string) bool {
+	names := make([]byte, 4<<10)
+	n, err := syscall.Listxattr(path, names)
+	return err == nil && bytes.Contains(names[:n], []byte("_acl"))
 }
 
 // removeEmpty undoes make, unless somebody has put something there.
