@@ -90,10 +90,9 @@ func (s *Store) identify(ctx context.Context, u *User, n NewUser, taken []User) 
 			return false, fmt.Errorf("look up host account: %w", err)
 		}
 		if !ok {
-			if uid, err = s.freeUID(ctx, taken); err != nil {
+			if uid, gid, err = s.freeIDs(ctx, n.Name, taken); err != nil {
 				return false, err
 			}
-			gid = uid
 		}
 		u.UID, u.GID, allotted = uid, gid, !ok
 	}
@@ -108,33 +107,69 @@ func (s *Store) identify(ctx context.Context, u *User, n NewUser, taken []User) 
 	return allotted, nil
 }
 
-// freeUID returns the lowest uid of the range that is neither a user's, one of
-// more, nor the host's. The group of that number will be the user's own.
-func (s *Store) freeUID(ctx context.Context, more []User) (int, error) {
+// freeIDs returns the uid and gid that name had before they were removed, else
+// the lowest of the range, for both: none that is a user's, one of more, the
+// host's, or of somebody who was removed. Their files may be there still.
+func (s *Store) freeIDs(ctx context.Context, name string, more []User) (uid, gid int, err error) {
 	users, err := s.Users(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	former, err := s.former(ctx)
+	if err != nil {
+		return 0, 0, err
 	}
 	taken := map[int]bool{}
 	for _, u := range append(users, more...) {
 		taken[u.UID], taken[u.GID] = true, true
 	}
-	for uid := s.firstUID; uid <= s.lastUID; uid++ {
-		if taken[uid] {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		used, err := s.idInUse(uid)
-		if err != nil {
-			return 0, fmt.Errorf("look up host uid %d: %w", uid, err)
-		}
-		if !used {
-			return uid, nil
+	if was, ok := former[name]; ok {
+		free, err := s.isFree(ctx, was.UID, taken)
+		if err != nil || free {
+			return was.UID, was.GID, err
 		}
 	}
-	return 0, fmt.Errorf("%d to %d: %w", s.firstUID, s.lastUID, ErrRange)
+	for _, u := range former {
+		taken[u.UID], taken[u.GID] = true, true
+	}
+	for uid := s.firstUID; uid <= s.lastUID; uid++ {
+		free, err := s.isFree(ctx, uid, taken)
+		if err != nil || free {
+			return uid, uid, err
+		}
+	}
+	return 0, 0, fmt.Errorf("%d to %d: %w", s.firstUID, s.lastUID, ErrRange)
+}
+
+// isFree reports whether uid is none of taken and not the host's.
+func (s *Store) isFree(ctx context.Context, uid int, taken map[int]bool) (bool, error) {
+	if taken[uid] {
+		return false, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	used, err := s.idInUse(uid)
+	if err != nil {
+		return false, fmt.Errorf("look up host uid %d: %w", uid, err)
+	}
+	return !used, nil
+}
+
+// former is who has been removed, by name, with the uid and gid that they had.
+func (s *Store) former(ctx context.Context) (map[string]User, error) {
+	list, err := db.Select(ctx, s.db, func(r db.Row) (u User, err error) {
+		err = r.Scan(&u.Name, &u.UID, &u.GID)
+		return u, err
+	}, `SELECT name, uid, gid FROM former_users`)
+	if err != nil {
+		return nil, fmt.Errorf("list former users: %w", err)
+	}
+	all := map[string]User{}
+	for _, u := range list {
+		all[u.Name] = u
+	}
+	return all, nil
 }
 
 func (s *Store) insert(ctx context.Context, u User, keys []Key) error {
@@ -207,14 +242,20 @@ func (s *Store) SetDisabled(ctx context.Context, name string, disabled bool) err
 }
 
 // Remove forgets a user and their keys: ErrNoUser, or ErrHasProjects if they
-// own any.
+// own any. Their uid is kept for them.
 func (s *Store) Remove(ctx context.Context, name string) error {
 	defer s.revoke(name)
-	res, err := s.db.ExecContext(ctx, `DELETE FROM users WHERE name = ?`, name)
-	if db.IsForeignKey(err) {
-		err = ErrHasProjects
-	}
-	return affected(res, err, "remove user "+name, ErrNoUser)
+	return db.InTx(ctx, s.db, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO former_users SELECT name, uid, gid FROM users WHERE name = ?`, name)
+		if err != nil {
+			return fmt.Errorf("keep the uid of user %s: %w", name, err)
+		}
+		res, err := tx.ExecContext(ctx, `DELETE FROM users WHERE name = ?`, name)
+		if db.IsForeignKey(err) {
+			err = ErrHasProjects
+		}
+		return affected(res, err, "remove user "+name, ErrNoUser)
+	})
 }
 
 // affected turns a statement that found no row into none.

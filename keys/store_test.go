@@ -150,8 +150,35 @@ func TestAddRangeExhausted(t *testing.T) {
 	if err := s.Remove(t.Context(), "b"); err != nil {
 		t.Fatal(err)
 	}
-	if u := add(t, s, "d"); u.UID != 7002 {
-		t.Errorf("uid %d; want the one that is free again", u.UID)
+	if u, err := s.Add(t.Context(), NewUser{Name: "d", Role: "student"}); !errors.Is(err, ErrRange) {
+		t.Errorf("made %+v, error %v; want %v, for b's files may still be there", u, err, ErrRange)
+	}
+	if u := add(t, s, "b"); u.UID != 7002 {
+		t.Errorf("who comes back has uid %d; want the old one", u.UID)
+	}
+}
+
+// Who comes back gets the old uid, unless it is somebody's by now.
+func TestAddAgain(t *testing.T) {
+	s := fresh(t)
+	add(t, s, "a")
+	if err := s.Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Add(t.Context(), NewUser{Name: "b", Role: "student", UID: new(7000)}); err != nil {
+		t.Fatalf("an admin may give the uid away: %v", err)
+	}
+	if u := add(t, s, "a"); u.UID != 7002 || u.GID != 7002 {
+		t.Errorf("uid %d, gid %d; want the lowest that is free", u.UID, u.GID)
+	}
+	if err := s.Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if u := add(t, s, "c"); u.UID != 7003 {
+		t.Errorf("uid %d; want one that nobody had", u.UID)
+	}
+	if u := add(t, s, "a"); u.UID != 7002 {
+		t.Errorf("uid %d; want the newest of the old ones", u.UID)
 	}
 }
 
