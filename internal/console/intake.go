@@ -28,17 +28,23 @@ type intakeJSON struct {
 	Action string `json:"action"` // "add", or "none" for who is there already
 }
 
+// A problem is what is wrong with a line.
+type problem struct {
+	line int
+	say  string
+}
+
 // An intake is a file of users on its way into the store.
 type intake struct {
 	file     string
-	problems []string
+	problems []problem
 	lines    []int // of each of users
 	users    []keys.NewUser
 }
 
 // blame notes what is wrong with a line.
 func (in *intake) blame(line int, format string, args ...any) {
-	in.problems = append(in.problems, fmt.Sprintf("%s:%d: ", in.file, line)+fmt.Sprintf(format, args...))
+	in.problems = append(in.problems, problem{line, fmt.Sprintf(format, args...)})
 }
 
 func (c *call) userImport() *cobra.Command {
@@ -123,9 +129,9 @@ func (c *call) sayIntake(rows []intakeJSON, added int, dry bool) error {
 
 // refuseIntake tells all problems there are, a line each, as compilers do.
 func (c *call) refuseIntake(in *intake) error {
-	shown := in.problems[:min(len(in.problems), maxProblems)]
-	for _, p := range shown {
-		fmt.Fprintln(c.Stderr, "ds01: "+plain(p)) // the exit status says the same
+	slices.SortStableFunc(in.problems, func(a, b problem) int { return a.line - b.line })
+	for _, p := range in.problems[:min(len(in.problems), maxProblems)] {
+		fmt.Fprintf(c.Stderr, "ds01: %s:%d: %s\n", plain(in.file), p.line, plain(p.say)) // the exit status says the same
 	}
 	return fault.New(fault.ExitFailed, "correct the file and import it again; check it with --dry-run",
 		"nothing was imported from %s: %s", in.file, count(len(in.problems), "problem"))
@@ -176,7 +182,11 @@ func (c *call) parseIntake(in *intake, text []byte) {
 		for i := range record {
 			record[i] = strings.TrimSpace(record[i])
 		}
-		if first && record[0] == "name" {
+		switch {
+		case first && record[0] == "name":
+			continue
+		case len(record) == 1: // separated by something else, or no such file at all: it may be a private key
+			in.blame(line, "has no commas; each line has: name,role,key")
 			continue
 		}
 		n := keys.NewUser{Name: record[0], Role: "student"}

@@ -3,6 +3,7 @@ package console
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -65,6 +66,7 @@ func TestImportProblems(t *testing.T) {
 		"kim,student,-----BEGIN OPENSSH PRIVATE KEY-----",
 		"carol,admin,ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBbhJbsvTXSTgRUyQCBvyMTgAzuVpdTSTPQDxDCoxNrU c",
 		"lea,,\x1b[2J",
+		"mia;student;" + one,
 	}, "\n")
 	stdout, stderr, exit := importing(t, b, text)
 	if exit != 1 || stdout != "" {
@@ -82,15 +84,23 @@ func TestImportProblems(t *testing.T) {
 		`:11: carol is there already, without the key SHA256:`,
 		`:12: not a public key`,
 		`:9: cannot add "root": uid and gid must be`,
-		`ds01: nothing was imported from standard input: 11 problems`,
+		`:13: has no commas; each line has: name,role,key`,
+		`ds01: nothing was imported from standard input: 12 problems`,
 	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("nothing says %q in\n%s", want, stderr)
 		}
 	}
+	before := 0
 	for line := range strings.Lines(stderr) {
-		if !strings.HasPrefix(line, "ds01: ") || strings.Contains(line, "\x1b") {
+		if !strings.HasPrefix(line, "ds01: ") || strings.Contains(line, "\x1b") || strings.Contains(line, "mia") {
 			t.Errorf("line %q", line)
+		}
+		if n := 0; strings.HasPrefix(line, "ds01: standard input:") {
+			if _, err := fmt.Sscanf(line, "ds01: standard input:%d:", &n); err != nil || n < before {
+				t.Errorf("%q comes after line %d: %v", line, before, err)
+			}
+			before = n
 		}
 	}
 	if all, err := b.Keys.Users(t.Context()); err != nil || len(all) != 3 {
