@@ -57,7 +57,9 @@ func parseSince(s string, now time.Time, try string) (time.Time, error) {
 		return now.Add(-time.Duration(d)), nil
 	}
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
-		if t, err := time.Parse(layout, s); err == nil {
+		if t, err := time.Parse(layout, s); err == nil && t.After(now) {
+			return time.Time{}, usage(fmt.Sprintf("--since: %s is yet to come", s), try)
+		} else if err == nil {
 			return t, nil
 		}
 	}

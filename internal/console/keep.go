@@ -23,11 +23,15 @@ func (c *call) containerKeep() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			said, err := oneLine(reason)
+			if err != nil {
+				return err
+			}
 			p, err := c.findOwn(args[0])
 			if err != nil {
 				return err
 			}
-			s, err := c.Sessions.Keep(c.ctx, p.Ref, c.caller.name(), d, reason)
+			s, err := c.Sessions.Keep(c.ctx, p.Ref, c.caller.name(), d, said)
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package console
 
 import (
 	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,14 @@ func TestContainerKeep(t *testing.T) {
 		if got := ok(t, b, alice, line); got != "thesis is no longer kept; it retires in 24h: lifetime 24h\n" {
 			t.Errorf("%s: %q", line, got)
 		}
+	}
+	// What others read is one line, as of gpu take and drain.
+	var errs strings.Builder
+	if exit := b.Run(t.Context(), alice, []string{"container", "keep", "thesis", "1h", "--reason", "two\nlines"}, IO{Stdout: io.Discard, Stderr: &errs}); exit != 0 {
+		t.Errorf("keep: exit %d, %q", exit, errs.String())
+	}
+	if got := ok(t, b, alice, "container show thesis"); !strings.Contains(got, "two lines") {
+		t.Errorf("show:\n%s", got)
 	}
 	for line, want := range map[string]string{
 		"container keep thesis":           "DURATION is missing",

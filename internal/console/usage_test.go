@@ -32,8 +32,9 @@ func TestUsageCommand(t *testing.T) {
 		t.Errorf("everybody's:\n%s", got)
 	}
 	for line, say := range map[string]string{
-		"usage --by day":          `--by: "day" is not one of`,
-		"usage --since yesterday": "try: ds01 usage --since 7d",
+		"usage --by day":           `--by: "day" is not one of`,
+		"usage --since yesterday":  "try: ds01 usage --since 7d",
+		"usage --since 9999-01-01": "--since: 9999-01-01 is yet to come",
 	} {
 		if _, stderr, exit := do(t, b, alice, line); exit != fault.ExitUsage || !strings.Contains(stderr, say) {
 			t.Errorf("%s: exit %d, %q", line, exit, stderr)
