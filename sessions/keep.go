@@ -72,7 +72,11 @@ func (m *Manager) Keep(ctx context.Context, ref Ref, by string, d time.Duration,
 	s.keptWhy = reason
 	s.policy.kept, s.policy.keptSince = monotonic(until), now
 	m.lookAtClocks()
-	s.log.Info("session kept", "user", by, "until", until, "why", reason)
+	if d == 0 {
+		s.log.Info("session no longer kept", "user", by)
+	} else {
+		s.log.Info("session kept", "user", by, "until", until, "why", reason)
+	}
 	return s.snapshot(), nil
 }
 

@@ -37,7 +37,7 @@ func explain(err error, what string) error {
 	case errors.Is(err, keys.ErrUserExists):
 		return fault.New(fault.ExitFailed, "see: user show "+what, "there is a user %q already", what)
 	case errors.Is(err, keys.ErrKeyTaken):
-		return fault.New(fault.ExitFailed, "remove it first, or use another: see: key list", "a key in it is registered already")
+		return fault.New(fault.ExitFailed, "remove it first, or use another: see: key list", "one of the keys is registered already")
 	case errors.Is(err, keys.ErrHasProjects):
 		return fault.New(fault.ExitFailed, "delete them first (their files stay), or: user disable "+what, "%s owns projects", what)
 	case errors.Is(err, keys.ErrRange):
