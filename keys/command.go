@@ -210,6 +210,16 @@ func CommandAs(ctx context.Context, line []string, as string) (*exec.Cmd, error)
 	return cmd, nil
 }
 
+// CheckCommand says why the program at path cannot be run as the account as, if
+// that can be told before it is.
+func CheckCommand(path, as string) error {
+	_, err := exec.LookPath(path)
+	if err == nil {
+		_, err = user.Lookup(as)
+	}
+	return err
+}
+
 // credential is what a process of u's has.
 func credential(u *user.User) (*syscall.Credential, error) {
 	names, err := u.GroupIds()

@@ -3,6 +3,8 @@ package keys
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -99,4 +101,26 @@ func FuzzParseRevoked(f *testing.F) {
 			t.Errorf("%q does not revoke its last line", text)
 		}
 	})
+}
+
+// What would keep people out is known before they come.
+func TestSourcesCheck(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	src := Sources{UserCAs: []string{path}, Revoked: path, Command: Command{Line: []string{"/bin/sh", "%k"}, User: "root"}}
+	if err := os.WriteFile(path, ssh.MarshalAuthorizedKey(ed(1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all := append(src.Check(), Sources{}.Check()...); len(all) > 0 {
+		t.Errorf("complains of what is good: %v", all)
+	}
+	if err := os.WriteFile(path, []byte("nonsense\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src.Command.User = "ds01-nobody"
+	all := errors.Join(src.Check()...)
+	for _, want := range []string{"nobody can log in without ssh.revoked_keys: " + path, "ssh.user_cas: " + path, "ssh.authorized_keys_command: "} {
+		if all == nil || !strings.Contains(all.Error(), want) {
+			t.Errorf("nothing says %q in %v", want, all)
+		}
+	}
 }

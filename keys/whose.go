@@ -18,6 +18,31 @@ type Sources struct {
 	Command Command  // asked about keys that are not in the store
 }
 
+// Check returns what of src does not work at the moment, each by its name in the
+// config. It would be found out only when somebody wants to log in.
+func (src Sources) Check() (all []error) {
+	if src.Revoked != "" {
+		if _, err := load(new(files[*Revoked]), src.Revoked, ParseRevoked); err != nil {
+			all = append(all, fmt.Errorf("nobody can log in without ssh.revoked_keys: %w", err))
+		}
+	}
+	for _, path := range src.UserCAs {
+		if _, err := load(new(files[map[string]time.Time]), path, parseAuthorities); err != nil {
+			all = append(all, fmt.Errorf("ssh.user_cas: %w", err))
+		}
+	}
+	if line := src.Command.Line; len(line) > 0 {
+		err := checkProgram(line[0])
+		if err == nil {
+			err = CheckCommand(line[0], src.Command.User)
+		}
+		if err != nil {
+			all = append(all, fmt.Errorf("ssh.authorized_keys_command: %w", err))
+		}
+	}
+	return all
+}
+
 // Whose returns whose key this is, offered from an address, by the store or by
 // what else there is. The error is or wraps ErrUnknownKey if it is nobody's;
 // any other means that one of src cannot answer. Nothing of this proves who

@@ -130,7 +130,12 @@ func (p *program) configPath() string {
 // check is ds01 config check.
 func (p *program) check(cmd *cobra.Command) error {
 	path := p.configPath()
-	_, err := loadConfig(path)
+	c, err := loadConfig(path)
+	if err == nil {
+		for _, doubt := range doubts(c) {
+			fmt.Fprintln(p.stderr, "ds01: on this host:", doubt) // it may be meant for another
+		}
+	}
 	asJSON, flagErr := cmd.Flags().GetBool("json")
 	if !asJSON || flagErr != nil {
 		if err == nil {

@@ -162,6 +162,32 @@ func TestConfigCheckTellsEveryLine(t *testing.T) {
 	}
 }
 
+// What the config names and the host lacks is told, and is no mistake: the config
+// may be meant for another host.
+func TestConfigCheckDoubts(t *testing.T) {
+	dir := site(t)
+	write(t, dir+"/ds01.yaml", read(t, dir+"/ds01.yaml")+missing(dir))
+	stdout, stderr, exit := ds01(t, "config", "check")
+	if exit != 0 || stdout != dir+"/ds01.yaml is good\n" || strings.Count(stderr, "\n") != 4 {
+		t.Errorf("exit %d, stdout %q, stderr %q", exit, stdout, stderr)
+	}
+	for _, want := range []string{
+		"ds01: on this host: nobody can log in without ssh.revoked_keys: ", "ds01: on this host: ssh.user_cas: ",
+		"ds01: on this host: ssh.authorized_keys_command: ", "ds01: on this host: notify.command: ",
+	} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("nothing says %q in\n%s", want, stderr)
+		}
+	}
+}
+
+// missing is settings that name what there is not.
+func missing(dir string) string {
+	return fmt.Sprintf(`ssh: { revoked_keys: %[1]s/no, user_cas: [%[1]s/no], authorized_keys_command: [%[1]s/no, "%%k"] }
+notify: { command: [/bin/sh], command_user: ds01-nobody }
+`, dir)
+}
+
 // One gateway's life: commands reach it, another is refused, a reload takes
 // what it can, and it ends in order.
 func TestServe(t *testing.T) {
@@ -201,6 +227,12 @@ func TestServe(t *testing.T) {
 		write(t, dir+"/ds01.yaml", good)
 	}
 	reload(good+"limits: { gpus: -3 }\n", "the new config is refused")
+	reload(good+"roles: { phd: { gpus: 0 } }\n", `msg="config reloaded"`)
+	if _, stderr, exit := ds01(t, "user", "set", "alice", "--role", "phd"); exit != 0 {
+		t.Errorf("user set: exit %d, %q", exit, stderr)
+	}
+	reload(good, `msg="a user's role is not in the config, so that everybody's limits hold" user=alice role=phd`)
+	reload(good+missing(dir), "nobody can log in without ssh.revoked_keys")
 	reload(strings.Replace(good, "simulated: 2", "simulated: 3", 1)+"limits: { gpus: 2 }\n", "what needs a restart: gpus")
 	if stdout, _, _ := ds01(t, "gpu", "list", "--json"); strings.Count(stdout, `"uuid"`) != 2 {
 		t.Errorf("gpus have changed without a restart: %s", stdout)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"reflect"
 	"strings"
 
@@ -8,7 +9,7 @@ import (
 )
 
 // reload reads the config again. A bad one is refused and the old one stays.
-func (h *house) reload() {
+func (h *house) reload(ctx context.Context) {
 	next, err := loadConfig(h.path)
 	if err != nil {
 		h.log.Error("the new config is refused; the old one stays", "err", err)
@@ -16,6 +17,7 @@ func (h *house) reload() {
 	}
 	waiting := keepOpened(next, h.config.Load())
 	h.config.Store(next)
+	defer h.warn(ctx)
 	if len(waiting) > 0 {
 		h.log.Warn("config reloaded, except what needs a restart: "+strings.Join(waiting, ", "), "config", h.path)
 		return

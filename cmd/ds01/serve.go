@@ -71,6 +71,7 @@ func serve(ctx context.Context, path string, logs io.Writer) (err error) {
 		}
 		return err
 	}
+	h.warn(ctx)
 	h.log.Info("serving", "listen", h.listener.Addr().String(), "config", path, "version", version())
 	return h.run(ctx, hup)
 }
@@ -102,7 +103,7 @@ func (h *house) run(ctx context.Context, hup <-chan os.Signal) error {
 	for wait := true; wait; {
 		select {
 		case <-hup:
-			h.reload()
+			h.reload(ctx)
 		case err = <-broken:
 			wait = false
 		case <-ctx.Done():

@@ -122,10 +122,10 @@ func (c *call) addUser(n keys.NewUser, files []string) error {
 	return c.say(asUserJSON(u), "added %s (%s, uid %d) with %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key"))
 }
 
-// roles is the roles that a user can have.
-func (c *call) roles() []string {
+// Roles is the roles that a user can have under cfg, in order.
+func Roles(cfg *config.Config) []string {
 	known := slices.Clone(standardRoles)
-	for role := range c.Config().Roles {
+	for role := range cfg.Roles {
 		known = append(known, role)
 	}
 	slices.Sort(known)
@@ -134,7 +134,7 @@ func (c *call) roles() []string {
 
 // checkRole refuses a role that there is not.
 func (c *call) checkRole(role string) error {
-	known := c.roles()
+	known := Roles(c.Config())
 	if slices.Contains(known, role) {
 		return nil
 	}
@@ -162,7 +162,7 @@ func (c *call) userSet() *cobra.Command {
 		if c.Backend == nil || !c.caller.Admin {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return c.roles(), cobra.ShellCompDirectiveNoFileComp
+		return Roles(c.Config()), cobra.ShellCompDirectiveNoFileComp
 	})
 	return cmd
 }
