@@ -267,7 +267,11 @@ func (m *Manager) Delete(ctx context.Context, by string, ref Ref) error {
 		case err != nil:
 			return err
 		case busy:
-			return fault.New(fault.ExitFailed, "retire it first: container retire "+ref.Name, "project %q has a session", ref.Name)
+			name := ref.String()
+			if by == ref.Owner {
+				name = ref.Name
+			}
+			return fault.New(fault.ExitFailed, "retire it first: container retire "+name, "project %q has a session", ref.Name)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM projects WHERE id = ?`, id); err != nil {
 			return err

@@ -71,3 +71,22 @@ func TestContainerKeep(t *testing.T) {
 		t.Errorf("too long: exit %d, %q", exit, stderr)
 	}
 }
+
+// Over ssh the remote side sees words where its user typed quotes.
+func TestQuotesOverSSH(t *testing.T) {
+	b := backend(t)
+	far := alice
+	far.Key = "SHA256:x"
+	for line, want := range map[string]string{
+		"container keep thesis 8h --reason two words": "\nds01: ssh takes quotes away: put others around the whole command\n",
+		"container keep thesis 8h words":              "try: ds01 container keep --help\n",
+		"container keep --reason two":                 "NAME is missing; try: ds01 container keep --help\n",
+	} {
+		if _, stderr, exit := do(t, b, far, line); exit != fault.ExitUsage || !strings.HasSuffix(stderr, want) {
+			t.Errorf("%s: exit %d, %q", line, exit, stderr)
+		}
+	}
+	if _, stderr, _ := do(t, b, alice, "container keep thesis 8h --reason two words"); strings.Contains(stderr, "ssh") {
+		t.Errorf("on the host: %q", stderr)
+	}
+}

@@ -178,7 +178,11 @@ func (c *call) words(use string) cobra.PositionalArgs {
 		if len(args) == 0 && c.caller.Inside != nil && namesProject(use) {
 			return nil
 		}
-		return check(cmd, args)
+		err := check(cmd, args)
+		if f, ok := errors.AsType[*fault.Error](err); ok && c.caller.Key != "" && len(args) >= len(strings.Fields(use)) && cmd.Flags().NFlag() > 0 {
+			f.Hint = "ssh takes quotes away: put others around the whole command"
+		}
+		return err
 	}
 }
 

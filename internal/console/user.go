@@ -313,9 +313,24 @@ func (c *call) userSwitch(verb, short string, disabled bool) *cobra.Command {
 				return c.explainUser(err, args[0])
 			}
 			c.record("user."+verb+"d", u.Name)
+			if running := c.running(u.Name); disabled && len(running) > 0 {
+				return c.say(asUserJSON(u), "disabled %s, whose containers go on until they retire: %s", u.Name, strings.Join(running, ", "))
+			}
 			return c.say(asUserJSON(u), "%sd %s", verb, u.Name)
 		},
 	})
+}
+
+// running names what runs for a user. A list that cannot be had is empty: what
+// was asked for is done.
+func (c *call) running(user string) (names []string) {
+	all, _ := c.Sessions.Sessions(c.ctx, false)
+	for _, s := range all {
+		if s.Holder == user {
+			names = append(names, c.called(s.Project))
+		}
+	}
+	return names
 }
 
 func (c *call) userRemove() *cobra.Command {
