@@ -18,6 +18,7 @@ import (
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
@@ -140,11 +141,21 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	if errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
 		return fault.ExitFailed // nobody reads any more
 	}
-	f := fault.For(err)
+	f := faultOf(err)
 	if f.Err != nil {
 		b.Log.Warn("a command failed", "user", caller.User, "say", f.Say, "err", f.Err)
 	}
 	return streams.report(f)
+}
+
+// faultOf is what to tell a person about err, which may be the database's own.
+func faultOf(err error) *fault.Error {
+	if _, told := errors.AsType[*fault.Error](err); !told {
+		if say, hint, ok := db.Explain(err); ok {
+			return &fault.Error{Exit: fault.ExitFailed, Say: say, Hint: hint, Err: err}
+		}
+	}
+	return fault.For(err)
 }
 
 // Report tells a person what went wrong, in one line or two, and returns the

@@ -350,25 +350,6 @@ func TestUsersAndKeys(t *testing.T) {
 	}
 }
 
-// What an admin has to know next about somebody's running session.
-func TestRunningSessionsAreNamed(t *testing.T) {
-	b := backend(t)
-	if _, stderr, exit := do(t, b, root, "project delete alice.thesis"); exit != 1 || !strings.Contains(stderr, "container retire alice.thesis\n") {
-		t.Errorf("delete: exit %d, %q", exit, stderr)
-	}
-	if _, stderr, exit := do(t, b, alice, "project delete thesis"); exit != 1 || !strings.Contains(stderr, "container retire thesis\n") {
-		t.Errorf("delete by the owner: exit %d, %q", exit, stderr)
-	}
-	if got := ok(t, b, root, "user disable alice"); got != "disabled alice, whose containers go on until they retire: alice.thesis\n" {
-		t.Errorf("disable: %q", got)
-	}
-	for line, want := range map[string]string{"user enable alice": "enabled alice\n", "user disable bob": "disabled bob\n"} {
-		if got := ok(t, b, root, line); got != want {
-			t.Errorf("%s: %q", line, got)
-		}
-	}
-}
-
 func TestCompletionNamesWhatTheCallerMayName(t *testing.T) {
 	b := backend(t)
 	for _, tt := range []struct {

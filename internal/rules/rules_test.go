@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/agent":        {"internal/fdmsg"},
 	"internal/bench":        {"internal/db"},
 	"internal/config":       {},
-	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
+	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/db", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
 	"internal/db":           {},
 	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/fault"},
 	"internal/door":         {"internal/fault", "internal/fdmsg"},
