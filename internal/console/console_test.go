@@ -368,6 +368,9 @@ func TestCompletionNamesWhatTheCallerMayName(t *testing.T) {
 		{carol, []string{"gpu", "take", ""}, "0\n1\n:4\n"},
 		{carol, []string{"key", "add", "alice", ""}, ":0\n"},
 		{alice, []string{"project", "create", ""}, ":4\n"},
+		{carol, []string{"user", "add", "eve", "--role", ""}, "admin\nfaculty\nguest\nresearcher\nstudent\n:4\n"},
+		{carol, []string{"user", "set", "bob", "--role", ""}, "admin\nfaculty\nguest\nresearcher\nstudent\n:4\n"},
+		{alice, []string{"user", "add", "eve", "--role", ""}, ":4\n"},
 	} {
 		var out bytes.Buffer
 		exit := b.Run(t.Context(), tt.caller, append([]string{"__complete"}, tt.words...), IO{Stdin: strings.NewReader(""), Stdout: &out, Stderr: io.Discard})

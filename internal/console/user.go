@@ -100,6 +100,7 @@ func (c *call) userAdd() *cobra.Command {
 		},
 	})
 	cmd.Flags().StringVar(&role, "role", "student", "role, whose limits apply")
+	c.completeRole(cmd)
 	cmd.Flags().StringArrayVar(&files, "key", nil, "file of public keys; - is standard input (may be repeated)")
 	cmd.Flags().IntVar(&uid, "uid", 0, "numeric user ID of their processes and files")
 	cmd.Flags().IntVar(&gid, "gid", 0, "numeric group ID")
@@ -157,6 +158,12 @@ func (c *call) userSet() *cobra.Command {
 		},
 	})
 	cmd.Flags().StringVar(&role, "role", "", "role, whose limits apply")
+	c.completeRole(cmd)
+	return cmd
+}
+
+// completeRole has a shell offer the roles that there are for cmd's --role.
+func (c *call) completeRole(cmd *cobra.Command) {
 	// The flag is there, so this cannot fail.
 	_ = cmd.RegisterFlagCompletionFunc("role", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if c.Backend == nil || !c.caller.Admin {
@@ -164,7 +171,6 @@ func (c *call) userSet() *cobra.Command {
 		}
 		return Roles(c.Config()), cobra.ShellCompDirectiveNoFileComp
 	})
-	return cmd
 }
 
 func (c *call) setRole(name, role string) error {
