@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,5 +245,23 @@ func TestUnshareDuringLaunch(t *testing.T) {
 	close(on)
 	if a := w.attach(p); a.Session.State != sessions.Active {
 		t.Errorf("the launch has become %+v", a.Session)
+	}
+}
+
+// A person's own come first; who looks at all of them finds each owner's together.
+func TestProjectsInOrder(t *testing.T) {
+	w := newWorld(t)
+	w.share(w.project("bob", "a", 0), "alice", false)
+	w.project("alice", "z", 0)
+	w.project("alice", "b", 0)
+	for user, want := range map[string]string{"alice": "alice.b alice.z bob.a", "bob": "bob.a", "": "alice.b alice.z bob.a"} {
+		all, err := w.Projects(t.Context(), user)
+		var names []string
+		for _, p := range all {
+			names = append(names, p.Ref.String())
+		}
+		if got := strings.Join(names, " "); err != nil || got != want {
+			t.Errorf("Projects(%q) = %s, %v; want %s", user, got, err, want)
+		}
 	}
 }

@@ -70,7 +70,8 @@ func (m *Manager) validProject(name string) bool {
 	return validName.MatchString(name) && name != m.Config().ControlName
 }
 
-// Projects returns what user owns or is a member of, by name; "" is everybody.
+// Projects returns what user owns, by name, and then what they are a member of,
+// by owner and name; "" is everybody's.
 func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) {
 	scan := func(row db.Row) (Project, error) {
 		var readOnly bool
@@ -82,7 +83,7 @@ func (m *Manager) Projects(ctx context.Context, user string) ([]Project, error) 
 		`SELECT `+projectColumns+`, ifnull(m.read_only, 0) FROM projects p
 		 LEFT JOIN members m ON m.project = p.id AND m.user = ?1
 		 WHERE ?1 IN ('', p.owner, m.user)
-		 ORDER BY p.name, p.owner`, user)
+		 ORDER BY p.owner <> ?1, p.owner, p.name`, user)
 	if err != nil {
 		return nil, fmt.Errorf("projects of %q: %w", user, explainDB(err))
 	}
