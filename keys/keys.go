@@ -69,3 +69,11 @@ type NewUser struct {
 // userName allows what host accounts are called, and nothing that means
 // something in a path, a login name or a host name's label.
 var userName = regexp.MustCompile(`^[a-z0-9_][a-z0-9_-]{0,31}$`)
+
+// CheckName returns ErrUserName unless somebody may be called name.
+func CheckName(name string) error {
+	if !userName.MatchString(name) {
+		return ErrUserName
+	}
+	return nil
+}

@@ -199,6 +199,9 @@ func (c *call) parseIntake(in *intake, text []byte) {
 		}
 		names[n.Name] = line
 		before := len(in.problems)
+		if err := keys.CheckName(n.Name); err != nil {
+			in.blame(line, "%s", fault.For(explain(err, n.Name)).Say)
+		}
 		if err := c.checkRole(n.Role); err != nil {
 			in.blame(line, "%s", fault.For(err).Say)
 		}

@@ -73,6 +73,7 @@ func TestImportProblems(t *testing.T) {
 		t.Errorf("exit %d, stdout %q", exit, stdout)
 	}
 	for _, want := range []string{
+		`:2: cannot add "Frank": a user name has`,
 		`:2: the same key as on line 1`,
 		`:3: no role "wizard"`,
 		`:4: hank has no key`,
@@ -85,7 +86,7 @@ func TestImportProblems(t *testing.T) {
 		`:12: not a public key`,
 		`:9: cannot add "root": uid and gid must be`,
 		`:13: has no commas; each line has: name,role,key`,
-		`ds01: nothing was imported from standard input: 12 problems`,
+		`ds01: nothing was imported from standard input: 13 problems`,
 	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("nothing says %q in\n%s", want, stderr)
