@@ -143,7 +143,7 @@ func (r *Runtime) explain(op string, err error) error {
 	return &fault.Error{
 		Exit: fault.ExitGateway,
 		Say:  "Docker is not answering at " + r.docker.DaemonHost(),
-		Hint: "see whether it runs (systemctl status docker), and where (docker.host in ds01.yaml)",
+		Hint: "try again later; for administrators: systemctl status docker, and docker.host in ds01.yaml",
 		Err:  err,
 	}
 }
