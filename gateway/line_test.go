@@ -121,6 +121,26 @@ func TestLeaveTheLine(t *testing.T) {
 	}
 }
 
+// What everybody is to read, who waits in line at a terminal reads, too, above the
+// line.
+func TestMessageInLine(t *testing.T) {
+	w := newWorld(t, manyGPUs, quick)
+	w.taken()
+	tty := w.terminal(w.dial("bob", "thesis"), "")
+	tty.shows("place 1 of 1")
+	if n := w.Sessions.Announce("ds01: message from root: go home\x1b[2J"); n != 2 {
+		t.Errorf("told %d connections; want alice's and bob's", n)
+	}
+	tty.shows("\r\x1b[Kds01: message from root: go home\\x1b[2J\r\n\r")
+	tty.shows("place 1 of 1")
+	tty.press("c")
+	tty.shows("with no GPU")
+	tty.press("exit 3\n")
+	if r := tty.ends(); r.exit != 3 || strings.Count(r.out, "go home") != 1 {
+		t.Errorf("%v", r)
+	}
+}
+
 // What is shown of a wait: at a terminal one line, which is kept up to date and
 // not redrawn ten times a second for hours; without one a line every ten seconds,
 // and an end.

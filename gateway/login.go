@@ -187,7 +187,7 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()
-	typed := ch.typed
+	typed, heard := ch.typed, len(h.saidAfter(0))
 	var patience <-chan time.Time
 	for {
 		step, moved := h.now()
@@ -196,6 +196,10 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 			patience = time.After(time.Duration(ch.conn.s.Config().Patience))
 		}
 		show.set(step)
+		for _, line := range h.saidAfter(heard) {
+			show.say(line)
+			heard++
+		}
 		select {
 		case <-h.done:
 			show.stop()

@@ -134,6 +134,15 @@ func (p *progress) set(step sessions.Step) {
 	p.timer.Reset(0)
 }
 
+// say has a person read line, above what is shown.
+func (p *progress) say(line string) {
+	if p.ch.pty {
+		p.stop()
+		p.ch.print(line)
+		p.timer.Reset(0)
+	}
+}
+
 // turn shows that there is progress.
 func (p *progress) turn() {
 	doing, every := "starting "+p.name, spinEvery

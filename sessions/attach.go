@@ -198,6 +198,8 @@ func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) erro
 			return pass()
 		case <-s.troubled:
 			return pass()
+		case line := <-a.notices:
+			step(Step{Name: StepSaid, Detail: line})
 		case why := <-a.revoked:
 			return why
 		case <-ctx.Done():
