@@ -255,7 +255,7 @@ func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) e
 // launch, one if the session was there, one if its end has been announced, one while
 // the machine is drained, and one if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
-	if differs := h.att.Differs(); differs != "" {
+	if differs := h.att.Differs(ch.ctx); differs != "" {
 		ch.print("ds01: " + differs)
 	}
 	if !ch.pty {

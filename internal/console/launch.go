@@ -93,7 +93,7 @@ func (c *call) launchFresh(p sessions.Project, once *gpu.Want, wait bool) (*sess
 	if err != nil {
 		return nil, i, err
 	}
-	if differs := a.Differs(); differs != "" {
+	if differs := a.Differs(c.ctx); differs != "" {
 		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
 	}
 	return a, i, nil
