@@ -48,7 +48,7 @@ func TestLineForAGPU(t *testing.T) {
 	w := newWorld(t, manyGPUs, quick)
 	free := w.taken()
 	tty := w.terminal(w.dial("bob", "thesis"), "")
-	tty.shows("ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
+	tty.shows("ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
 	tty.shows("place 1 of 1, about ")
 	tty.shows("; GPU 0, 1, 2, 3 alice until ")
 	session, out, errs := w.waiting(w.dial("mallory", "art"))
@@ -152,8 +152,8 @@ func TestShownInLine(t *testing.T) {
 		exit int // before the wait is over
 	}{
 		"terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 26}},
-			out: "ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
-				"\r| place 2 of 2; GPU 0 ali\x1b[K\r/ place 1 of 2; GPU 0 ali\x1b[K\r- place 1 of 2; \x1b[K"}, // it is smaller by now
+			out: "ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
+				"\r| place 2 of 2; GPU 0 al…\x1b[K\r/ place 1 of 2; GPU 0 al…\x1b[K\r- place 1 of 2;…\x1b[K"}, // it is smaller by now
 		"no terminal": {exit: fault.ExitLater,
 			errs: "ds01: thesis waits for a GPU: place 2 of 2; GPU 0 alice (0 s)\n" +
 				"ds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (10 s)\nds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (20 s)\n"},

@@ -129,7 +129,7 @@ func (p *progress) set(step sessions.Step) {
 	}
 	if p.ch.pty {
 		p.stop()
-		p.ch.print(fmt.Sprintf("ds01: no GPU is free for %s, so you are in line: c goes on without one, Ctrl-C leaves", p.name))
+		p.ch.print("ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves") // fits in 80 columns
 	}
 	p.timer.Reset(0)
 }
@@ -161,9 +161,12 @@ func (p *progress) turn() {
 		return
 	}
 	p.ch.measure()
-	width := int(p.ch.cmd.PTY.Size.Columns) - 1 // a line that wraps cannot be taken back
+	width := max(int(p.ch.cmd.PTY.Size.Columns)-1, 1) // a line that wraps cannot be taken back
 	line := []rune(fmt.Sprintf("%c %s", `|/-\`[p.turns%4], clean(doing)))
-	p.ch.write("\r" + string(line[:min(len(line), max(width, 1))]) + "\x1b[K")
+	if len(line) > width {
+		line = append(line[:width-1], '…')
+	}
+	p.ch.write("\r" + string(line) + "\x1b[K")
 	p.turns++
 	p.timer.Reset(every)
 }
