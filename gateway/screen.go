@@ -11,9 +11,10 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// terminalReset leaves a full-screen program's screen and modes behind. The
-// cursor is saved first, since leaving the other screen restores it.
-const terminalReset = "\x1b7\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m\x1b[?25h"
+// terminalReset leaves a full-screen program's screen and modes behind. To leave
+// the other screen restores the cursor, in tmux also where it was left long ago: so
+// it is entered first, which saves the cursor, and does nothing to who is there.
+const terminalReset = "\x1b[?1049h\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m\x1b[?25h"
 
 const (
 	// spinAfter is how long a person waits before anything is shown.
