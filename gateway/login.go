@@ -50,20 +50,26 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	if err != nil {
 		return p, err
 	}
+	own := strings.TrimPrefix(name, ch.who.user+".")
+	control := s.Config().ControlName
+	valid := validOwn.MatchString(own) && own != control
 	if !ch.pty || !ch.shell {
-		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
-			shorten(name), s.Config().ControlName)
+		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list", shorten(name), control)
 		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
+		} else if valid {
+			noSuch.Hint = fmt.Sprintf("make it with: ssh %s@… project create %s", control, own)
 		}
 		return p, noSuch
 	}
-	own := strings.TrimPrefix(name, ch.who.user+".")
 	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(name))
 	if list := ch.list(mine); list != "" {
 		noSuch.Hint = "yours: " + list
 	}
-	if !validOwn.MatchString(own) || own == s.Config().ControlName {
+	if !valid {
+		if !strings.Contains(own, ".") && own != control {
+			noSuch.Say += "; a name has lower-case letters, digits and -, at most 63"
+		}
 		return p, noSuch
 	}
 	ch.print("ds01: " + noSuch.Say)
