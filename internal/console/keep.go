@@ -19,6 +19,11 @@ func (c *call) containerKeep() *cobra.Command {
 			"is keep_max, and not longer than that past its lifetime. 0 or --off ends it.",
 		example: `ds01 container keep my-thesis 8h --reason "training until tomorrow"`,
 		run: func(_ *cobra.Command, args []string) error {
+			if in := c.caller.Inside; in != nil && len(args) == 1 && args[0] != in.Name {
+				if _, err := config.ParseDuration(args[0]); err == nil { // NAME may be left out there
+					args = []string{in.Name, args[0]}
+				}
+			}
 			d, err := keepFor(args[1:], off)
 			if err != nil {
 				return err

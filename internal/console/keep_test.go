@@ -46,13 +46,14 @@ func TestContainerKeep(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"container keep thesis":           "DURATION is missing",
-		"container keep thesis long":      `"long" is not a duration`,
-		"container keep thesis 8h --off":  "either 8h or --off",
-		"container keep thesis 10s":       "less than a minute",
-		"container keep thesis 1h twice":  "one word too many",
-		"container keep thesis -- -1h":    "is negative",
-		"container keep thesis 1h --why=": "there is no --why here",
+		"container keep thesis":                             "DURATION is missing",
+		"container keep thesis long":                        `"long" is not a duration`,
+		"container keep thesis 8h --off":                    "either 8h or --off",
+		"container keep thesis 10s":                         "less than a minute",
+		"container keep thesis 1h twice":                    "one word too many",
+		"container keep thesis 1h --reason train all night": "over ssh twice: --reason \"'TEXT'\"",
+		"container keep thesis -- -1h":                      "is negative",
+		"container keep thesis 1h --why=":                   "there is no --why here",
 	} {
 		if _, stderr, exit := do(t, b, alice, line); exit != fault.ExitUsage || !strings.Contains(stderr, want) {
 			t.Errorf("%s: exit %d, %q; want %q", line, exit, stderr, want)

@@ -100,6 +100,9 @@ func Parent(use, short, long string) *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
+			if args[0] == "help" {
+				return cmd.Help()
+			}
 			try := path(cmd, "--help")
 			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 				try = path(cmd, near[0])
@@ -178,7 +181,11 @@ func (c *call) words(use string) cobra.PositionalArgs {
 		if len(args) == 0 && c.caller.Inside != nil && namesProject(use) {
 			return nil
 		}
-		return check(cmd, args)
+		err := check(cmd, args)
+		if reason := cmd.Flags().Lookup("reason"); err != nil && reason != nil && reason.Changed {
+			return fault.New(fault.ExitUsage, "if the reason has several words, quote it; over ssh twice: --reason \"'TEXT'\"", "%s", fault.For(err).Say)
+		}
+		return err
 	}
 }
 
