@@ -78,12 +78,12 @@ func kept(s sessionJSON) string {
 	if s.KeptUntil == nil {
 		return ""
 	}
-	when := moment(*s.KeptUntil)
+	text := "; kept until " + moment(*s.KeptUntil)
 	if s.Retires != nil && s.Retires.Equal(*s.KeptUntil) {
-		when = "then"
+		text = "" // why it retires says so
 	}
 	if s.KeepReason != "" {
-		when += ": " + s.KeepReason
+		text += ": " + s.KeepReason
 	}
-	return "; kept until " + when
+	return text
 }

@@ -17,7 +17,7 @@ func TestContainerKeep(t *testing.T) {
 		t.Errorf("keep says %q", said)
 	}
 	for _, line := range []string{"container list", "container show thesis"} {
-		if got := ok(t, b, alice, line); !strings.Contains(got, "in 48h: lifetime 24h, no longer kept; kept until then: training") {
+		if got := ok(t, b, alice, line); !strings.Contains(got, "in 48h: lifetime 24h, kept until then: training") {
 			t.Errorf("%s:\n%s", line, got)
 		}
 	}
