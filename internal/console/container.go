@@ -171,7 +171,10 @@ func indexes(gpus []gpuJSON) string {
 
 // retires says when a session will retire, and why: "in 25m: idle 30m".
 func retires(s sessionJSON, now time.Time) string {
-	if s.Retires == nil || s.Ended != nil {
+	switch {
+	case s.State == string(sessions.Retiring) && s.Ended == nil: // its processes have a while to end
+		return "now: " + s.Reason
+	case s.Retires == nil, s.Ended != nil:
 		return strings.TrimPrefix(kept(s), "; ")
 	}
 	when := until(*s.Retires, now)

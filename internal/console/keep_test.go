@@ -63,3 +63,18 @@ func TestContainerKeep(t *testing.T) {
 		t.Errorf("too long: exit %d, %q", exit, stderr)
 	}
 }
+
+// A list says of each session when it retires, and why.
+func TestRetires(t *testing.T) {
+	now := time.Now()
+	at := now.Add(time.Hour)
+	for want, s := range map[string]sessionJSON{
+		"":                      {State: "active"},
+		"in 1h: lifetime 24h":   {State: "active", Retires: &at, RetireWhy: "lifetime 24h"},
+		"now: retired by alice": {State: "retiring", Reason: "retired by alice", KeptUntil: &at},
+	} {
+		if got := retires(s, now); got != want {
+			t.Errorf("%q; want %q", got, want)
+		}
+	}
+}
