@@ -156,7 +156,7 @@ func TestKeepIsBounded(t *testing.T) {
 			_, err := w.Keep(t.Context(), p.Ref, "alice", d, why)
 			return err
 		}
-		is(t, keep(p, time.Hour, ""), fault.ExitNoSuch, "no session")
+		is(t, keep(p, time.Hour, ""), fault.ExitNoSuch, "no container")
 		held := w.attach(p)
 		is(t, keep(p, 73*time.Hour, ""), fault.ExitDenied, "72h at a time, not 73h")
 		is(t, keep(p, time.Hour, strings.Repeat("x", 201)), fault.ExitUsage)
