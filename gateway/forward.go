@@ -63,7 +63,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 		far, err := a.Container.Dial(c.ctx, network, address)
 		if err != nil {
 			c.log.Debug("forward", "err", err)
-			_ = nc.Reject(gossh.ConnectionFailed, "connect failed: "+clean(err.Error()))
+			_ = nc.Reject(gossh.ConnectionFailed, clean(err.Error()))
 			return
 		}
 		ch, reqs, err := nc.Accept()

@@ -156,6 +156,9 @@ func TestForwardRefused(t *testing.T) {
 	began := time.Now()
 	_, err = client.Dial("tcp", free.Addr().String())
 	refused(t, "a closed port", err, gossh.ConnectionFailed)
+	if e, ok := errors.AsType[*gossh.OpenChannelError](err); ok && strings.Contains(e.Message, "connect failed") {
+		t.Errorf("a closed port: %q; ssh says itself that to connect has failed", e.Message)
+	}
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("a closed port took %v", took)
 	}

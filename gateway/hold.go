@@ -19,6 +19,7 @@ type hold struct {
 
 	mu     sync.Mutex // guards what follows
 	step   sessions.Step
+	said   []string      // what those who wait are to read
 	moved  chan struct{} // closed at the next step
 	wanted int           // channels that wait for it
 	leave  context.CancelCauseFunc
@@ -123,7 +124,11 @@ func (h *hold) spent() bool { return h.isDone() && (h.err != nil || isEnded(h.at
 func (h *hold) progress(step sessions.Step) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.step = step
+	if step.Name == sessions.StepSaid {
+		h.said = append(h.said, step.Detail)
+	} else {
+		h.step = step
+	}
 	close(h.moved)
 	h.moved = make(chan struct{})
 	h.leaveIfLeft()
@@ -156,6 +161,13 @@ func (h *hold) leaveIfLeft() {
 func (h *hold) queued() bool {
 	step, _ := h.now()
 	return step.Name == sessions.StepQueued && !h.isDone()
+}
+
+// saidAfter returns what those who wait are to read, but for the first n lines.
+func (h *hold) saidAfter(n int) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.said[n:]
 }
 
 // now returns the current step, and what is closed at the next.

@@ -48,7 +48,7 @@ func TestLineForAGPU(t *testing.T) {
 	w := newWorld(t, manyGPUs, quick)
 	free := w.taken()
 	tty := w.terminal(w.dial("bob", "thesis"), "")
-	tty.shows("ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
+	tty.shows("ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves\r\n")
 	tty.shows("place 1 of 1, about ")
 	tty.shows("; GPU 0, 1, 2, 3 alice until ")
 	session, out, errs := w.waiting(w.dial("mallory", "art"))
@@ -121,6 +121,26 @@ func TestLeaveTheLine(t *testing.T) {
 	}
 }
 
+// What everybody is to read, who waits in line at a terminal reads, too, above the
+// line.
+func TestMessageInLine(t *testing.T) {
+	w := newWorld(t, manyGPUs, quick)
+	w.taken()
+	tty := w.terminal(w.dial("bob", "thesis"), "")
+	tty.shows("place 1 of 1")
+	if n := w.Sessions.Announce("ds01: message from root: go home\x1b[2J"); n != 2 {
+		t.Errorf("told %d connections; want alice's and bob's", n)
+	}
+	tty.shows("\r\x1b[Kds01: message from root: go home\\x1b[2J\r\n\r")
+	tty.shows("place 1 of 1")
+	tty.press("c")
+	tty.shows("with no GPU")
+	tty.press("exit 3\n")
+	if r := tty.ends(); r.exit != 3 || strings.Count(r.out, "go home") != 1 {
+		t.Errorf("%v", r)
+	}
+}
+
 // What is shown of a wait: at a terminal one line, which is kept up to date and
 // not redrawn ten times a second for hours; without one a line every ten seconds,
 // and an end.
@@ -132,8 +152,8 @@ func TestShownInLine(t *testing.T) {
 		exit int // before the wait is over
 	}{
 		"terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 26}},
-			out: "ds01: no GPU is free for thesis, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
-				"\r| place 2 of 2; GPU 0 ali\x1b[K\r/ place 1 of 2; GPU 0 ali\x1b[K\r- place 1 of 2; \x1b[K"}, // it is smaller by now
+			out: "ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves\r\n" +
+				"\r| place 2 of 2; GPU 0 al…\x1b[K\r/ place 1 of 2; GPU 0 al…\x1b[K\r- place 1 of 2;…\x1b[K"}, // it is smaller by now
 		"no terminal": {exit: fault.ExitLater,
 			errs: "ds01: thesis waits for a GPU: place 2 of 2; GPU 0 alice (0 s)\n" +
 				"ds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (10 s)\nds01: thesis waits for a GPU: place 1 of 2; GPU 0 alice (20 s)\n"},

@@ -50,20 +50,26 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	if err != nil {
 		return p, err
 	}
+	own := strings.TrimPrefix(name, ch.who.user+".")
+	control := s.Config().ControlName
+	valid := validOwn.MatchString(own) && own != control
 	if !ch.pty || !ch.shell {
-		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list",
-			shorten(name), s.Config().ControlName)
+		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list", shorten(name), control)
 		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
+		} else if valid {
+			noSuch.Hint = fmt.Sprintf("make it with: ssh %s@… project create %s", control, own)
 		}
 		return p, noSuch
 	}
-	own := strings.TrimPrefix(name, ch.who.user+".")
 	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(name))
 	if list := ch.list(mine); list != "" {
 		noSuch.Hint = "yours: " + list
 	}
-	if !validOwn.MatchString(own) || own == s.Config().ControlName {
+	if !valid {
+		if !strings.Contains(own, ".") && own != control {
+			noSuch.Say += "; a name has lower-case letters, digits and -, at most 63"
+		}
 		return p, noSuch
 	}
 	ch.print("ds01: " + noSuch.Say)
@@ -187,7 +193,7 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 	waits := !h.isDone()
 	show := ch.newProgress(p.Name)
 	defer show.stop()
-	typed := ch.typed
+	typed, heard := ch.typed, len(h.saidAfter(0))
 	var patience <-chan time.Time
 	for {
 		step, moved := h.now()
@@ -196,6 +202,10 @@ func (ch *channel) attach(p sessions.Project, h *hold) (*sessions.Attachment, er
 			patience = time.After(time.Duration(ch.conn.s.Config().Patience))
 		}
 		show.set(step)
+		for _, line := range h.saidAfter(heard) {
+			show.say(line)
+			heard++
+		}
 		select {
 		case <-h.done:
 			show.stop()
@@ -251,7 +261,7 @@ func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) e
 // launch, one if the session was there, one if its end has been announced, one while
 // the machine is drained, and one if the image is not what the Dockerfile says.
 func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
-	if differs := h.att.Differs(); differs != "" {
+	if differs := h.att.Differs(ch.ctx); differs != "" {
 		ch.print("ds01: " + differs)
 	}
 	if !ch.pty {

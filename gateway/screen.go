@@ -11,9 +11,10 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// terminalReset leaves a full-screen program's screen and modes behind. The
-// cursor is saved first, since leaving the other screen restores it.
-const terminalReset = "\x1b7\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m\x1b[?25h"
+// terminalReset leaves a full-screen program's screen and modes behind. To leave
+// the other screen restores the cursor, in tmux also where it was left long ago: so
+// it is entered first, which saves the cursor, and does nothing to who is there.
+const terminalReset = "\x1b[?1049h\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m\x1b[?25h"
 
 const (
 	// spinAfter is how long a person waits before anything is shown.
@@ -129,9 +130,18 @@ func (p *progress) set(step sessions.Step) {
 	}
 	if p.ch.pty {
 		p.stop()
-		p.ch.print(fmt.Sprintf("ds01: no GPU is free for %s, so you are in line: c goes on without one, Ctrl-C leaves", p.name))
+		p.ch.print("ds01: no GPU is free, so you are in line: c goes on without one, Ctrl-C leaves") // fits in 80 columns
 	}
 	p.timer.Reset(0)
+}
+
+// say has a person read line, above what is shown.
+func (p *progress) say(line string) {
+	if p.ch.pty {
+		p.stop()
+		p.ch.print(line)
+		p.timer.Reset(0)
+	}
 }
 
 // turn shows that there is progress.
@@ -152,9 +162,12 @@ func (p *progress) turn() {
 		return
 	}
 	p.ch.measure()
-	width := int(p.ch.cmd.PTY.Size.Columns) - 1 // a line that wraps cannot be taken back
+	width := max(int(p.ch.cmd.PTY.Size.Columns)-1, 1) // a line that wraps cannot be taken back
 	line := []rune(fmt.Sprintf("%c %s", `|/-\`[p.turns%4], clean(doing)))
-	p.ch.write("\r" + string(line[:min(len(line), max(width, 1))]) + "\x1b[K")
+	if len(line) > width {
+		line = append(line[:width-1], '…')
+	}
+	p.ch.write("\r" + string(line) + "\x1b[K")
 	p.turns++
 	p.timer.Reset(every)
 }

@@ -80,7 +80,7 @@ func TestProgress(t *testing.T) {
 		"terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 80}}, silent: 149 * ms, until: 480 * ms,
 			out: `^\r\| starting thesis: preparing\x1b\[K\r/ starting thesis: preparing\x1b\[K\r- starting thesis: preparing\x1b\[K\r\\ starting thesis: preparing\x1b\[K\r\x1b\[K$`},
 		"narrow terminal": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 12}}, silent: 149 * ms, until: 200 * ms,
-			out: `^\r\| starting \x1b\[K\r\x1b\[K$`},
+			out: `^\r\| starting…\x1b\[K\r\x1b\[K$`},
 		"terminal, fast": {pty: &sessions.PTY{Term: "xterm", Size: sessions.Size{Columns: 80}}, silent: 140 * ms, until: 140 * ms, out: `^$`},
 		"dumb terminal": {pty: &sessions.PTY{Term: "dumb", Size: sessions.Size{Columns: 80}}, silent: 4999 * ms, until: 16 * s,
 			out: `^` + regexp.QuoteMeta(say("5")+"\r\n"+say("15")+"\r\n") + `$`},

@@ -198,6 +198,8 @@ func (w *waiter) await(ctx context.Context, a *Attachment, step func(Step)) erro
 			return pass()
 		case <-s.troubled:
 			return pass()
+		case line := <-a.notices:
+			step(Step{Name: StepSaid, Detail: line})
 		case why := <-a.revoked:
 			return why
 		case <-ctx.Done():
@@ -226,8 +228,8 @@ func (s *life) awaitOver(ctx context.Context) error {
 }
 
 // Differs says that the session was there already with something else than this
-// login has asked for; else it is "".
-func (a *Attachment) Differs() string {
+// login has asked for, and how to get that, or why it never will; else it is "".
+func (a *Attachment) Differs(ctx context.Context) string {
 	once := a.project.Once
 	if once == nil || a.began || a.Session.Files {
 		return ""
@@ -239,8 +241,11 @@ func (a *Attachment) Differs() string {
 	if has == *once {
 		return ""
 	}
-	return fmt.Sprintf("%s runs already, with %s and not with %s; for that, retire it first: container retire %s",
-		a.project.Name, has.Words(), once.Words(), a.project.Called())
+	then := a.life.m.never(ctx, a.project)
+	if then == "" {
+		then = "for that, retire it first: container retire " + a.project.Called()
+	}
+	return fmt.Sprintf("%s runs already, with %s and not with %s; %s", a.project.Name, has.Words(), once.Words(), then)
 }
 
 // TellPrevious returns what became of the project's last session ("ended 02:14

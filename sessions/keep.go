@@ -95,7 +95,7 @@ func (m *Manager) findMain(ref Ref) (*life, error) {
 }
 
 func errNoSession(ref Ref) error {
-	return fault.New(fault.ExitNoSuch, "list what runs with: container list", "project %q has no session", ref.Name)
+	return fault.New(fault.ExitNoSuch, "list what runs with: container list", "project %q has no container", ref.Name)
 }
 
 func errRetiring(ref Ref) error {

@@ -61,7 +61,7 @@ func TestKeepOutlastsTheIdleTime(t *testing.T) {
 		if s := w.session(p); s.KeptWhy != "training" {
 			t.Errorf("after a restart: %+v", s)
 		}
-		w.ends(p, 4*time.Hour, "idle 30m, no longer kept")
+		w.ends(p, 4*time.Hour, "idle 30m, kept until then")
 	})
 }
 
@@ -86,12 +86,12 @@ func TestKeepOutlastsTheLifetime(t *testing.T) {
 		time.Sleep(23 * time.Hour)
 		w.keep(p, 10*time.Hour, "")
 		for _, left := range []time.Duration{15 * time.Minute, 5 * time.Minute, time.Minute} {
-			if line := <-a.Notices(); !strings.Contains(line, "in "+config.Duration(left).String()) || !strings.Contains(line, "no longer kept") {
+			if line := <-a.Notices(); !strings.Contains(line, "in "+config.Duration(left).String()) || !strings.Contains(line, "kept until then") {
 				t.Errorf("%v before the end: %q", left, line)
 			}
 		}
 		<-a.Ended()
-		if s := w.session(p); s.Reason != "lifetime 24h, no longer kept" || time.Since(s.Launched).Round(time.Minute) != 33*time.Hour {
+		if s := w.session(p); s.Reason != "lifetime 24h, kept until then" || time.Since(s.Launched).Round(time.Minute) != 33*time.Hour {
 			t.Errorf("ended: %+v", s)
 		}
 	})
@@ -156,7 +156,7 @@ func TestKeepIsBounded(t *testing.T) {
 			_, err := w.Keep(t.Context(), p.Ref, "alice", d, why)
 			return err
 		}
-		is(t, keep(p, time.Hour, ""), fault.ExitNoSuch, "no session")
+		is(t, keep(p, time.Hour, ""), fault.ExitNoSuch, "no container")
 		held := w.attach(p)
 		is(t, keep(p, 73*time.Hour, ""), fault.ExitDenied, "72h at a time, not 73h")
 		is(t, keep(p, time.Hour, strings.Repeat("x", 201)), fault.ExitUsage)

@@ -222,7 +222,7 @@ func (p *policy) running() (all []term) {
 			c.why = name + " " + limit.String() + ", kept for " + p.limits.KeepContended.String() + " at most while others wait for a GPU"
 			c.at = latest(c.at, kept)
 		case kept.After(c.at):
-			c.at, c.why = kept, c.why+", no longer kept"
+			c.at, c.why = kept, c.why+", kept until then"
 		}
 		all = append(all, c)
 	}

@@ -302,7 +302,7 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 
 	r := newTrial(t, 1).connect(1).connect(0)
 	r.p.kept = r.now.Add(5 * time.Hour)
-	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, no longer kept", "4h55m idle 30m, no longer kept", "4h59m idle 30m, no longer kept")
+	r.after(6*time.Hour, nothing).ended(5*time.Hour, "idle 30m, kept until then", "4h55m idle 30m, kept until then", "4h59m idle 30m, kept until then")
 
 	// Asked for in the last minute, and no longer wanted in the next hour.
 	r = newTrial(t, 1).connect(1).connect(0).after(29*time.Minute+30*time.Second, nothing)
@@ -315,7 +315,7 @@ func TestPolicyLifetimeAndKeep(t *testing.T) {
 	for gpus, want := range []struct {
 		end time.Duration
 		why string
-	}{{10 * time.Hour, "idle 15m, while others wait for a GPU, no longer kept"},
+	}{{10 * time.Hour, "idle 15m, while others wait for a GPU, kept until then"},
 		{3*time.Hour + 3*time.Minute + 30*time.Second, "idle 15m, kept for 2h at most while others wait for a GPU"}} {
 		r = newTrial(t, gpus, func(l *config.Limits) { l.KeepContended = config.Duration(2 * time.Hour) }).connect(1).connect(0)
 		r.p.kept, r.p.keptSince = r.now.Add(10*time.Hour), r.now

@@ -366,31 +366,6 @@ func TestLineThatLeadsNowhere(t *testing.T) {
 	})
 }
 
-// A login may ask for something else than its project, for once. Where the
-// session is there already, it is told.
-func TestOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(c *config.Config) { c.Limits.GPUs = 4 })
-		p := w.project("alice", "thesis", 1)
-		p.Once = &gpu.Want{Count: 2}
-		a := w.attach(p)
-		if len(a.Session.GPUs) != 2 || a.Differs() != "" {
-			t.Errorf("session %+v, %q; want two GPUs", a.Session, a.Differs())
-		}
-		p.Once = nil
-		if differs := w.attach(p).Differs(); differs != "" {
-			t.Errorf("who asks for nothing is told %q", differs)
-		}
-		p.Once = &gpu.Want{}
-		if differs := w.attach(p).Differs(); !strings.HasPrefix(differs, "thesis runs already, with 2 GPUs and not with no GPU") {
-			t.Errorf("told %q", differs)
-		}
-		if again, err := w.Find(t.Context(), "alice", "thesis"); err != nil || again.GPUs != 1 || again.Once != nil {
-			t.Errorf("the project is %+v, %v; want it as it was", again, err)
-		}
-	})
-}
-
 // When a gateway is killed its line is gone; who comes back in time has their
 // old place, and what the dead one had given away is given back.
 func TestLineAfterCrash(t *testing.T) {

@@ -90,6 +90,20 @@ func (m *Manager) Misfit(ctx context.Context, p Project) *fault.Error {
 	return nil
 }
 
+// never says why a launch of p would be refused at once, whatever is free: what
+// there is, or what its holder may have; "" is that it would not, as far as anybody
+// can tell.
+func (m *Manager) never(ctx context.Context, p Project) string {
+	want := p.want()
+	if devices, err := m.devices(ctx); err == nil && existing(want, devices) < want.Count {
+		return "this machine has " + gpu.Offer(devices)
+	}
+	if account, err := m.Account(ctx, p.holder()); err == nil && atMost(want, account.Policy.GPUs) != want {
+		return fmt.Sprintf("%s may use %s at once", p.holder(), gpus(account.Policy.GPUs))
+	}
+	return ""
+}
+
 // existing is how many of devices want could take, in whatever state they are.
 func existing(want gpu.Want, devices []gpu.Device) (n int) {
 	for _, d := range devices {

@@ -3,8 +3,10 @@ package sessions_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -47,4 +49,39 @@ func TestSplitLogin(t *testing.T) {
 			t.Errorf("%.40q: %q, %v, %v; want %q", login, name, once, f, want)
 		}
 	}
+}
+
+// A login may ask for something else than its project, for once. Where the
+// session is there already, it is told.
+func TestOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) { c.Limits.GPUs = 4 })
+		p := w.project("alice", "thesis", 1)
+		p.Once = &gpu.Want{Count: 2}
+		a := w.attach(p)
+		if len(a.Session.GPUs) != 2 || a.Differs(t.Context()) != "" {
+			t.Errorf("session %+v, %q; want two GPUs", a.Session, a.Differs(t.Context()))
+		}
+		p.Once = nil
+		if differs := w.attach(p).Differs(t.Context()); differs != "" {
+			t.Errorf("who asks for nothing is told %q", differs)
+		}
+		p.Once = &gpu.Want{}
+		if differs := w.attach(p).Differs(t.Context()); !strings.HasPrefix(differs, "thesis runs already, with 2 GPUs and not with no GPU") {
+			t.Errorf("told %q", differs)
+		}
+		for count, want := range map[int]string{ // nobody is to retire it for what they cannot have
+			3: "thesis runs already, with 2 GPUs and not with 3 GPUs; alice may use 2 GPUs at once",
+			9: "thesis runs already, with 2 GPUs and not with 9 GPUs; this machine has 4 GPUs",
+		} {
+			w.reload("alice", config.Overlay{GPUs: new(2.0)})
+			p.Once = &gpu.Want{Count: count}
+			if differs := w.attach(p).Differs(t.Context()); differs != want {
+				t.Errorf("told %q; want %q", differs, want)
+			}
+		}
+		if again, err := w.Find(t.Context(), "alice", "thesis"); err != nil || again.GPUs != 1 || again.Once != nil {
+			t.Errorf("the project is %+v, %v; want it as it was", again, err)
+		}
+	})
 }

@@ -71,7 +71,7 @@ func (m *Manager) find(ref Ref, holder string) (found []*life, err error) {
 	if m.unready != nil { // there may be one that is not known yet
 		return nil, m.unready
 	}
-	return nil, fault.New(fault.ExitNoSuch, "list what runs with: container list", "project %q has no session", ref.Name)
+	return nil, errNoSession(ref)
 }
 
 // retireLocked begins to retire s, unless that has begun. The caller holds

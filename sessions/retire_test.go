@@ -81,7 +81,7 @@ func TestRetireWhileAttached(t *testing.T) {
 func TestRetireWhatIsNot(t *testing.T) {
 	w := newWorld(t)
 	p := w.project("alice", "thesis", 1)
-	is(t, w.Retire(t.Context(), p.Ref, "alice", "retired by alice"), fault.ExitNoSuch, `project "thesis" has no session`)
+	is(t, w.Retire(t.Context(), p.Ref, "alice", "retired by alice"), fault.ExitNoSuch, `project "thesis" has no container`)
 }
 
 func TestRetireCancelsLaunch(t *testing.T) {

@@ -136,6 +136,7 @@ const (
 const (
 	StepWaiting  StepName = "waiting"  // for the last session to end
 	StepQueued   StepName = "queued"   // in line for a GPU; repeats as that goes on
+	StepSaid     StepName = "said"     // Detail is what Manager.Announce has everybody read; what was being done goes on
 	StepRetiring StepName = "retiring" // the session is recorded as retiring
 	StepStopped  StepName = "stopped"  // the container is gone, the lease is not
 )

@@ -68,7 +68,9 @@ func (p *policy) signals(now time.Time) []Signal {
 		}
 		return Quiet
 	}
-	ago := func(t time.Time) string { return config.Duration(max(now.Sub(t), 0).Round(time.Second)).String() }
+	ago := func(t time.Time) string {
+		return config.Duration(max(now.Sub(t), time.Second).Round(time.Second)).String()
+	}
 
 	connections := Signal{"connections", "none for " + ago(p.since), Quiet}
 	if p.connections > 0 {

@@ -166,6 +166,7 @@ func TestUsageErrorsAreOneLine(t *testing.T) {
 	for line, want := range map[string]string{
 		"frobnicate":                       "ds01: frobnicate: unknown command; try: ds01 --help\n",
 		"project lst":                      "ds01: lst: unknown command; try: ds01 project list\n",
+		"container stop thesis":            "ds01: stop: unknown command; try: ds01 container retire\n",
 		"project create":                   "ds01: project create: NAME is missing; try: ds01 project create --help\n",
 		"project list x":                   "ds01: project list: \"x\" is one word too many; try: ds01 project list --help\n",
 		"key add alice":                    "ds01: key add: FILE is missing; try: ds01 key add --help\n",

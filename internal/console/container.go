@@ -66,7 +66,7 @@ func (c *call) sessionJSON(s sessions.Session) sessionJSON {
 func (c *call) containers() *cobra.Command {
 	cmd := Parent("container", "List, keep and retire running containers",
 		"A project's container is launched by the first login and retired when it is idle.\nWhat is in /workspace stays.")
-	cmd.AddCommand(c.containerList(), c.containerShow(), c.containerRetire(), c.containerKeep(), c.containerStats(), c.containerLogs())
+	cmd.AddCommand(c.containerList(), c.containerRetire(), c.containerShow(), c.containerKeep(), c.containerStats(), c.containerLogs())
 	return cmd
 }
 
@@ -171,7 +171,10 @@ func indexes(gpus []gpuJSON) string {
 
 // retires says when a session will retire, and why: "in 25m: idle 30m".
 func retires(s sessionJSON, now time.Time) string {
-	if s.Retires == nil || s.Ended != nil {
+	switch {
+	case s.State == string(sessions.Retiring) && s.Ended == nil: // its processes have a while to end
+		return "now: " + s.Reason
+	case s.Retires == nil, s.Ended != nil:
 		return strings.TrimPrefix(kept(s), "; ")
 	}
 	when := until(*s.Retires, now)
@@ -306,7 +309,7 @@ func describe(d gpu.Device) string {
 }
 
 func (c *call) containerRetire() *cobra.Command {
-	return c.leaf(leaf{
+	cmd := c.leaf(leaf{
 		use:   "retire NAME",
 		short: "End a project's container now; its files stay",
 		long: "Returns when the container is gone and its GPUs are free. Of a project that is shared with you\n" +
@@ -330,4 +333,6 @@ func (c *call) containerRetire() *cobra.Command {
 			return c.say(c.projectJSON(p), "retired %s; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref))
 		},
 	})
+	cmd.SuggestFor = []string{"stop", "remove", "rm", "kill"} // as Docker has it
+	return cmd
 }

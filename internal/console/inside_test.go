@@ -41,9 +41,10 @@ func TestInside(t *testing.T) {
 	b := backend(t)
 	socket := insideDoor(t, b)
 	for line, want := range map[string]int{
-		"container list": 0, "container show": 0, "container show thesis": 0, "container show alice.thesis": 0,
+		"container list": 0, "container show": 0, "container help": 0, "container keep 2h": 0, "container keep thesis 1h": 0, "container keep 0": 0, "container show thesis": 0, "container show alice.thesis": 0,
 		"project list": 0, "whoami": 0, "limits": 0, "container-list": 0, "project show": 0, "gpu list": 0, "events": 0, "help": 0, "container retire --help": 0,
 		"container show notes": fault.ExitNoSuch, "project show bob.thesis": fault.ExitNoSuch, "container retire alice.notes": fault.ExitNoSuch,
+		"container keep": fault.ExitUsage, "container keep thesis": fault.ExitUsage, "container keep notes 1h": fault.ExitNoSuch,
 		"container show thesis notes": fault.ExitUsage, "container shw": fault.ExitUsage,
 		"project delete": fault.ExitDenied, "project create more": fault.ExitDenied, "project set thesis --gpus 0": fault.ExitDenied,
 		"key list": fault.ExitDenied, "image build": fault.ExitDenied, "project share thesis bob": fault.ExitDenied, "key add alice one.pub": fault.ExitDenied, "user list": fault.ExitDenied, "debug profile": fault.ExitDenied,

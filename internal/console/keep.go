@@ -19,6 +19,11 @@ func (c *call) containerKeep() *cobra.Command {
 			"is keep_max, and not longer than that past its lifetime. 0 or --off ends it.",
 		example: `ds01 container keep my-thesis 8h --reason "training until tomorrow"`,
 		run: func(_ *cobra.Command, args []string) error {
+			if in := c.caller.Inside; in != nil && len(args) == 1 && args[0] != in.Name {
+				if _, err := config.ParseDuration(args[0]); err == nil { // NAME may be left out there
+					args = []string{in.Name, args[0]}
+				}
+			}
 			d, err := keepFor(args[1:], off)
 			if err != nil {
 				return err
@@ -77,12 +82,12 @@ func kept(s sessionJSON) string {
 	if s.KeptUntil == nil {
 		return ""
 	}
-	when := moment(*s.KeptUntil)
+	text := "; kept until " + moment(*s.KeptUntil)
 	if s.Retires != nil && s.Retires.Equal(*s.KeptUntil) {
-		when = "then"
+		text = "" // why it retires says so
 	}
 	if s.KeepReason != "" {
-		when += ": " + s.KeepReason
+		text += ": " + s.KeepReason
 	}
-	return "; kept until " + when
+	return text
 }

@@ -18,7 +18,7 @@ func TestContainerKeep(t *testing.T) {
 		t.Errorf("keep says %q", said)
 	}
 	for _, line := range []string{"container list", "container show thesis"} {
-		if got := ok(t, b, alice, line); !strings.Contains(got, "in 48h: lifetime 24h, no longer kept; kept until then: training") {
+		if got := ok(t, b, alice, line); !strings.Contains(got, "in 48h: lifetime 24h, kept until then: training") {
 			t.Errorf("%s:\n%s", line, got)
 		}
 	}
@@ -55,13 +55,15 @@ func TestContainerKeep(t *testing.T) {
 		t.Errorf("show:\n%s", got)
 	}
 	for line, want := range map[string]string{
-		"container keep thesis":           "DURATION is missing",
-		"container keep thesis long":      `"long" is not a duration`,
-		"container keep thesis 8h --off":  "either 8h or --off",
-		"container keep thesis 10s":       "less than a minute",
-		"container keep thesis 1h twice":  "one word too many",
-		"container keep thesis -- -1h":    "is negative",
-		"container keep thesis 1h --why=": "there is no --why here",
+		"container keep thesis":                             "DURATION is missing",
+		"container keep thesis long":                        `"long" is not a duration`,
+		"container keep thesis 8h --off":                    "either 8h or --off",
+		"container keep thesis 10s":                         "less than a minute",
+		"container keep thesis 1h twice":                    "one word too many",
+		"container keep thesis 1h --reason train all night": "over ssh twice: --reason \"'TEXT'\"",
+		"container keep --reason two":                       "NAME is missing; try: ds01 container keep --help",
+		"container keep thesis -- -1h":                      "is negative",
+		"container keep thesis 1h --why=":                   "there is no --why here",
 	} {
 		if _, stderr, exit := do(t, b, alice, line); exit != fault.ExitUsage || !strings.Contains(stderr, want) {
 			t.Errorf("%s: exit %d, %q; want %q", line, exit, stderr, want)
@@ -72,21 +74,17 @@ func TestContainerKeep(t *testing.T) {
 	}
 }
 
-// Over ssh the remote side sees words where its user typed quotes.
-func TestQuotesOverSSH(t *testing.T) {
-	b := backend(t)
-	far := alice
-	far.Key = "SHA256:x"
-	for line, want := range map[string]string{
-		"container keep thesis 8h --reason two words": "\nds01: ssh takes quotes away: put others around the whole command\n",
-		"container keep thesis 8h words":              "try: ds01 container keep --help\n",
-		"container keep --reason two":                 "NAME is missing; try: ds01 container keep --help\n",
+// A list says of each session when it retires, and why.
+func TestRetires(t *testing.T) {
+	now := time.Now()
+	at := now.Add(time.Hour)
+	for want, s := range map[string]sessionJSON{
+		"":                      {State: "active"},
+		"in 1h: lifetime 24h":   {State: "active", Retires: &at, RetireWhy: "lifetime 24h"},
+		"now: retired by alice": {State: "retiring", Reason: "retired by alice", KeptUntil: &at},
 	} {
-		if _, stderr, exit := do(t, b, far, line); exit != fault.ExitUsage || !strings.HasSuffix(stderr, want) {
-			t.Errorf("%s: exit %d, %q", line, exit, stderr)
+		if got := retires(s, now); got != want {
+			t.Errorf("%q; want %q", got, want)
 		}
-	}
-	if _, stderr, _ := do(t, b, alice, "container keep thesis 8h --reason two words"); strings.Contains(stderr, "ssh") {
-		t.Errorf("on the host: %q", stderr)
 	}
 }

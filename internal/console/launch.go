@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -43,7 +44,11 @@ func (c *call) projectLaunch() *cobra.Command {
 			if !a.Launched {
 				return c.say(c.sessionJSON(s), "%s runs already, since %s, with %s", c.called(p.Ref), moment(s.Launched), with)
 			}
-			return c.say(c.sessionJSON(s), "launched %s in %.1f s, with %s", c.called(p.Ref), a.Took.Seconds(), with)
+			after := ""
+			if a.InLine > 0 {
+				after = fmt.Sprintf(" after %s in line", config.Duration(max(a.InLine, time.Second).Round(time.Second)))
+			}
+			return c.say(c.sessionJSON(s), "launched %s in %.1f s%s, with %s", c.called(p.Ref), (a.Took - a.InLine).Seconds(), after, with)
 		},
 	})
 	cmd.Flags().BoolVar(&open, "open", false, "and open a shell in it, as a login does")
@@ -93,7 +98,7 @@ func (c *call) launchFresh(p sessions.Project, once *gpu.Want, wait bool) (*sess
 	if err != nil {
 		return nil, i, err
 	}
-	if differs := a.Differs(); differs != "" {
+	if differs := a.Differs(c.ctx); differs != "" {
 		_, _ = fmt.Fprintf(c.Stderr, "ds01: %s\n", plain(differs))
 	}
 	return a, i, nil

@@ -164,7 +164,7 @@ func TestProjectLaunchWaits(t *testing.T) {
 	}
 	go func() { _, _ = io.Copy(io.Discard, told) }()
 	ok(t, b, bob, "container retire one")
-	if exit := <-done; exit != 0 || !strings.Contains(out.String(), "with GPU 1") {
+	if exit := <-done; exit != 0 || !regexp.MustCompile(`^launched carol\.two in \d\.\d s after \d+s in line, with GPU 1\n$`).Match(out.Bytes()) {
 		t.Errorf("exit %d, %q", exit, out.String())
 	}
 }

@@ -100,6 +100,9 @@ func Parent(use, short, long string) *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
+			if args[0] == "help" {
+				return cmd.Help()
+			}
 			try := path(cmd, "--help")
 			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 				try = path(cmd, near[0])
@@ -179,8 +182,9 @@ func (c *call) words(use string) cobra.PositionalArgs {
 			return nil
 		}
 		err := check(cmd, args)
-		if f, ok := errors.AsType[*fault.Error](err); ok && c.caller.Key != "" && len(args) >= len(strings.Fields(use)) && cmd.Flags().NFlag() > 0 {
-			f.Hint = "ssh takes quotes away: put others around the whole command"
+		tooMany := len(args) >= len(strings.Fields(use))
+		if reason := cmd.Flags().Lookup("reason"); err != nil && tooMany && reason != nil && reason.Changed {
+			return fault.New(fault.ExitUsage, "if the reason has several words, quote it; over ssh twice: --reason \"'TEXT'\"", "%s", fault.For(err).Say)
 		}
 		return err
 	}

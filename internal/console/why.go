@@ -50,7 +50,7 @@ func (c *call) showWhy(s sessions.Session) error {
 	}
 	for _, d := range why.Deadlines {
 		j.Deadlines = append(j.Deadlines, deadlineJSON{d.Name, d.Limit.Seconds(), stamp(d.Since), stamp(d.At), d.Why, d.Announced})
-		text := d.Why + ", for " + config.Duration(max(now.Sub(d.Since), 0).Round(time.Second)).String() + " now: ends it " + until(d.At, now)
+		text := d.Why + ", for " + config.Duration(max(now.Sub(d.Since), time.Second).Round(time.Second)).String() + " now: ends it " + until(d.At, now)
 		if d.Announced {
 			text += ", as announced"
 		}

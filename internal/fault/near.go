@@ -1,11 +1,13 @@
 package fault
 
+import "strings"
+
 // Nearest returns the one of names that somebody who typed name has most likely
 // meant, or "" if none is near.
 func Nearest(name string, names []string) string {
 	best, nearest := 1+max(1, min(len(name)/3, 3)), ""
 	for _, one := range names {
-		if d := distance(name, one, best); d < best && one != name {
+		if d := distance(strings.ToLower(name), strings.ToLower(one), best); d < best && one != name {
 			best, nearest = d, one
 		}
 	}

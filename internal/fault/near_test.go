@@ -9,6 +9,8 @@ func TestNearest(t *testing.T) {
 		"mythesis":    "my-thesis",
 		"my-tehsis":   "my-thesis",
 		"my_thesus":   "my-thesis",
+		"My_Thesis":   "my-thesis",
+		"VISION":      "vision",
 		"visoin":      "vision",
 		"alice.note":  "alice.notes",
 		"notez":       "notes",
