@@ -1,7 +1,10 @@
 package sessions_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
@@ -38,4 +41,36 @@ func TestAllowedImages(t *testing.T) {
 	_, err = w.Attach(t.Context(), p, nil)
 	is(t, err, fault.ExitDenied, "may not use the image debian:12")
 	w.consistent()
+}
+
+// An image comes before a GPU is taken: others have it meanwhile, and who never gets
+// the image has no place in line.
+func TestImageComesBeforeTheGPU(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *config.Config) { c.Limits.GPUs, c.Limits.StopGrace = 4, 0 })
+		slow, big := w.project("alice", "slow", 4), w.project("bob", "big", 4)
+		slow.Image = "registry/slow:1"
+		must(t, w.Set(t.Context(), "alice", slow))
+		come := make(chan error)
+		w.fake.SetHook(func(_ context.Context, image string, step sessions.StepName) error {
+			if step == sessions.StepPulling && image == slow.Image {
+				return <-come
+			}
+			return nil
+		})
+		first := w.login(slow)
+		a := w.attach(big)
+		come <- errors.New("no such image")
+		synctest.Wait()
+		first.tells(t, "no image", "failed: ")
+		second := w.login(slow)
+		come <- nil
+		synctest.Wait()
+		second.tells(t, "the image is there", "queued place 1 of 1")
+		a.Detach()
+		must(t, w.Retire(t.Context(), big.Ref, "bob", "retired by bob"))
+		synctest.Wait()
+		second.tells(t, "served", "GPU 0")
+		w.consistent(second.a.Session.ID)
+	})
 }

@@ -46,6 +46,9 @@ func (m *Manager) launch(s *life) error {
 	m.mu.Lock()
 	s.owner, s.account = owner, account
 	m.mu.Unlock()
+	if err := m.fetch(ctx, s); err != nil {
+		return fmt.Errorf("launch %s: %w", s.project.Ref, err)
+	}
 	if err := m.take(ctx, s); err != nil {
 		return err
 	}
@@ -99,6 +102,19 @@ func (m *Manager) accounts(ctx context.Context, p Project) (owner, holder Accoun
 		return owner, holder, fmt.Errorf("member %s of project %s: %w", p.holder(), p.Ref, err)
 	}
 	return owner, holder, nil
+}
+
+// fetch gets the image of a session that wants GPUs onto this machine: while it
+// comes nobody could use them, and who never gets it has no place in line.
+func (m *Manager) fetch(ctx context.Context, s *life) error {
+	if s.files || s.project.want().Count == 0 {
+		return nil
+	}
+	image, err := m.image(ctx, m.DB, s.owner, s.project)
+	if err != nil {
+		return err
+	}
+	return m.Runtime.Fetch(ctx, image, func(step Step) { m.onStep(s, step) })
 }
 
 // take records s with the GPUs that it wants, once it is its turn.

@@ -14,6 +14,11 @@ import (
 // internal/docker has the real one; every implementation must pass
 // sessionstest.Runtime. All methods may be called concurrently.
 type Runtime interface {
+	// Fetch gets an image onto this machine, if it is not there. It calls step
+	// with StepPulling as that goes on, as Launch does. Launch needs no Fetch
+	// before it. The error is a *fault.Error where a person can act on it.
+	Fetch(ctx context.Context, image string, step func(Step)) error
+
 	// Launch creates and starts the session's container and returns once its
 	// agent answers. It calls step before each thing it does, from the calling
 	// goroutine; a panic or exit there must be safe. If it returns an error, it

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	containers "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
 
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/internal/fault"
@@ -130,12 +131,16 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err != nil {
 		return "", err
 	}
-	step(sessions.Step{Name: sessions.StepCreating})
-	image, err := r.imageEnv(ctx, spec.Image, step)
+	info, err := r.image(ctx, spec.Image, step)
 	if err != nil {
 		return "", err
 	}
-	env, inside := environment(spec.GPUs, cdi, image)
+	step(sessions.Step{Name: sessions.StepCreating})
+	var set []string
+	if info.Config != nil {
+		set = info.Config.Env
+	}
+	env, inside := environment(spec.GPUs, cdi, set)
 	if err := writeConfig(spec, dir, inside); err != nil {
 		return "", err
 	}
@@ -156,26 +161,29 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	return id, nil
 }
 
-// imageEnv returns the variables that image ref sets. It pulls it if it is not
-// on this machine.
-func (r *Runtime) imageEnv(ctx context.Context, ref string, step func(sessions.Step)) ([]string, error) {
+// Fetch implements sessions.Runtime.
+func (r *Runtime) Fetch(ctx context.Context, ref string, step func(sessions.Step)) error {
+	_, err := r.image(ctx, ref, step)
+	return err
+}
+
+// image returns what there is to know of image ref. It pulls it if it is not on this
+// machine.
+func (r *Runtime) image(ctx context.Context, ref string, step func(sessions.Step)) (image.InspectResponse, error) {
 	info, err := r.docker.ImageInspect(ctx, ref)
 	if errdefs.IsNotFound(err) {
 		if err := r.pull(ctx, ref, step); err != nil {
-			return nil, err
+			return info, err
 		}
-		step(sessions.Step{Name: sessions.StepCreating})
 		info, err = r.docker.ImageInspect(ctx, ref)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
+		return info, context.Cause(ctx)
 	case err != nil:
-		return nil, r.refused("make", err)
-	case info.Config == nil:
-		return nil, nil
+		return info, r.refused("make", err)
 	}
-	return info.Config.Env, nil
+	return info, nil
 }
 
 // create creates the container and returns its ID.

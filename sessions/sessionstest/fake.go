@@ -181,6 +181,12 @@ func (f *Fake) broken(ctx context.Context) error {
 	return f.lost
 }
 
+// Fetch implements sessions.Runtime. All images are there, save for a hook that says
+// otherwise of StepPulling, and is told the image and no session.
+func (f *Fake) Fetch(ctx context.Context, image string, _ func(sessions.Step)) error {
+	return f.ask(ctx, image, sessions.StepPulling)
+}
+
 // Launch implements sessions.Runtime.
 func (f *Fake) Launch(ctx context.Context, spec sessions.Spec, step func(sessions.Step)) (c sessions.Container, err error) {
 	launched := false
