@@ -67,10 +67,11 @@ func TestContainerKeep(t *testing.T) {
 // A list says of each session when it retires, and why.
 func TestRetires(t *testing.T) {
 	now := time.Now()
-	at := now.Add(time.Hour)
+	at, soon := now.Add(time.Hour), now.Add(time.Second/3)
 	for want, s := range map[string]sessionJSON{
 		"":                      {State: "active"},
 		"in 1h: lifetime 24h":   {State: "active", Retires: &at, RetireWhy: "lifetime 24h"},
+		"now: lifetime 24h":     {State: "active", Retires: &soon, RetireWhy: "lifetime 24h"},
 		"now: retired by alice": {State: "retiring", Reason: "retired by alice", KeptUntil: &at},
 	} {
 		if got := retires(s, now); got != want {

@@ -189,7 +189,7 @@ func stamp(t time.Time) *time.Time {
 func until(t, now time.Time) string {
 	left := t.Sub(now)
 	switch {
-	case left <= 0:
+	case left < time.Second/2: // which is 0 in words
 		return "now"
 	case left < time.Minute:
 		left = left.Round(time.Second)
