@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/sessions"
@@ -90,13 +91,15 @@ func TestDesk(t *testing.T) {
 // Of two terminals on one connection, each reads what is said of its own session, and
 // one that is at the list nothing, then or later.
 func TestDeskNotices(t *testing.T) {
-	w := newWorld(t, atDesk, func(cfg *config.Config, _ *Server) { cfg.Limits.StopGrace = 0 })
+	w := newWorld(t, atDesk, func(cfg *config.Config, _ *Server) { cfg.Limits.StopGrace = config.Duration(2 * time.Second) })
 	client := w.dial("alice", "ds01")
 	inside, list := w.terminal(client, ""), w.terminal(client, "")
 	inside.shows("ready 0\r\n")
 	list.shows("ready 0\r\n")
 	inside.press("o")
 	inside.shows("started in")
+	inside.press("echo up-$((40+2))\r") // until its shell runs, nothing is its session's
+	inside.shows("up-42\r\n")
 	must(t, w.Sessions.Retire(t.Context(), sessions.Ref{Owner: "alice", Name: "thesis"}, "bob", "retired by bob"))
 	inside.shows("ds01: this session is being retired: retired by bob")
 	inside.shows("ready 1\r\n")
