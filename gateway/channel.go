@@ -292,9 +292,18 @@ func (ch *channel) serve() {
 		ch.log.Debug("client left", "err", err)
 		exit = sessions.Exit{Code: fault.ExitGateway} // in vain, but never a success
 	default:
-		exit = sessions.Exit{Code: ch.tell(err)}
+		exit = sessions.Exit{Code: ch.tell(ch.because(err))}
 	}
 	ch.end(exit)
+}
+
+// because returns why the channel has been ended, if err only says that what was being
+// done for it was cut short by that.
+func (ch *channel) because(err error) error {
+	if _, ok := errors.AsType[*fault.Error](err); !ok && ch.ctx.Err() != nil {
+		return context.Cause(ch.ctx)
+	}
+	return err
 }
 
 // enter decides where the login leads, and goes there.

@@ -97,6 +97,11 @@ func (c *conn) attach(ctx context.Context, h *hold, p sessions.Project, attach a
 		case notice := <-h.att.Notices():
 			c.notify(h.att, notice)
 		case <-h.att.Ended():
+			select {
+			case why := <-h.att.Revoked():
+				c.stop(why)
+			default:
+			}
 			return
 		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more
 			c.stop(why)
