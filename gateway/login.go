@@ -57,8 +57,6 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list", shorten(name), control)
 		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
-		} else if valid {
-			noSuch.Hint = fmt.Sprintf("make it with: ssh %s@… project create %s", control, own)
 		}
 		return p, noSuch
 	}
