@@ -92,41 +92,12 @@ func (l *Ledger) Usage(ctx context.Context, user string, since, now time.Time) (
 	return list, nil
 }
 
-func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) ([]Usage, error) {
-	rows, err := l.db.QueryContext(ctx, `SELECT owner, project, gpu, idx, share, lent, released, used, watched FROM leases
+func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) (list []Usage, err error) {
+	scan := func(row db.Row) (Usage, error) { return scanUsage(row, since, now) }
+	parts, err := db.Select(ctx, l.db, scan, `SELECT owner, project, gpu, idx, share, lent, released, used, watched FROM leases
 		WHERE (released = 0 OR released > ?1) AND lent < ?2 AND ?3 IN ('', owner) ORDER BY owner, project, gpu, lent`,
 		db.Millis(since), db.Millis(now), user)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // Err has what matters
-	var list []Usage
-	for rows.Next() {
-		var u Usage
-		var lent, released, used, watched int64
-		var share float64
-		if err := rows.Scan(&u.User, &u.Project, &u.GPU, &u.Index, &share, &lent, &released, &used, &watched); err != nil {
-			return nil, err
-		}
-		end := now
-		if released != 0 {
-			end = db.Time(released)
-		}
-		begin := db.Time(lent)
-		all := end.Sub(begin)
-		if begin.Before(since) {
-			begin = since
-		}
-		u.Held = max(0, end.Sub(begin))
-		part := 1.0
-		if all > 0 {
-			part = float64(u.Held) / float64(all)
-		}
-		u.Watched = min(u.Held, time.Duration(part*float64(watched))*time.Millisecond)
-		u.Used = min(u.Watched, time.Duration(part*float64(used))*time.Millisecond)
-		for _, d := range []*time.Duration{&u.Held, &u.Watched, &u.Used} {
-			*d = time.Duration(share * float64(*d))
-		}
+	for _, u := range parts {
 		if n := len(list) - 1; n >= 0 && list[n].User == u.User && list[n].Project == u.Project && list[n].GPU == u.GPU {
 			u.Held, u.Watched, u.Used = u.Held+list[n].Held, u.Watched+list[n].Watched, u.Used+list[n].Used
 			list[n] = u
@@ -134,5 +105,34 @@ func (l *Ledger) usage(ctx context.Context, user string, since, now time.Time) (
 		}
 		list = append(list, u)
 	}
-	return list, rows.Err()
+	return list, err
+}
+
+// scanUsage returns what of one lease lies between since and now.
+func scanUsage(row db.Row, since, now time.Time) (u Usage, err error) {
+	var lent, released, used, watched int64
+	var share float64
+	if err := row.Scan(&u.User, &u.Project, &u.GPU, &u.Index, &share, &lent, &released, &used, &watched); err != nil {
+		return u, err
+	}
+	end := now
+	if released != 0 {
+		end = db.Time(released)
+	}
+	begin := db.Time(lent)
+	all := end.Sub(begin)
+	if begin.Before(since) {
+		begin = since
+	}
+	u.Held = max(0, end.Sub(begin))
+	part := 1.0
+	if all > 0 {
+		part = float64(u.Held) / float64(all)
+	}
+	u.Watched = min(u.Held, time.Duration(part*float64(watched))*time.Millisecond)
+	u.Used = min(u.Watched, time.Duration(part*float64(used))*time.Millisecond)
+	for _, d := range []*time.Duration{&u.Held, &u.Watched, &u.Used} {
+		*d = time.Duration(share * float64(*d))
+	}
+	return u, nil
 }
