@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/ds01/ds01/internal/db"
@@ -135,8 +134,7 @@ func (i *Inventory) judge(d Device, v view, holder map[UUID]string) (State, stri
 // is, or is part of: what was made of that since, its container may reach.
 func (v view) holdsPart(d Device, holder map[UUID]string) string {
 	for _, l := range v.leases {
-		_, shown := find(v.devices, l.GPU)
-		if l.Index == d.Index && !shown && strings.HasPrefix(string(l.GPU), "MIG-") && holder[l.GPU] != "" {
+		if holder[l.GPU] != "" && l.isGonePart(d, v.devices) {
 			return l.Session
 		}
 	}

@@ -105,14 +105,16 @@ func unheld(devices []Device, held []Lease) []Device {
 }
 
 // covers reports whether who holds l has d, or some of it: an admin may partition a
-// GPU that is held, or put one together of which an instance is. That one is not
-// among devices any more, and was part of the GPU with its index.
+// GPU that is held, or put one together of which an instance is.
 func (l Lease) covers(d Device, devices []Device) bool {
-	if l.GPU == d.UUID || l.GPU == d.Whole() {
-		return true
-	}
+	return l.GPU == d.UUID || l.GPU == d.Whole() || d.Parent == "" && l.isGonePart(d, devices)
+}
+
+// isGonePart reports whether l is of an instance that is not among devices any more,
+// and was part of the GPU that d is, or is part of: the one with its index.
+func (l Lease) isGonePart(d Device, devices []Device) bool {
 	_, there := find(devices, l.GPU)
-	return !there && l.Share < 1 && d.Parent == "" && d.Index == l.Index
+	return !there && l.Index == d.Index && strings.HasPrefix(string(l.GPU), "MIG-")
 }
 
 // Wanted returns the sessions whose end could bring somebody in line nearer to their

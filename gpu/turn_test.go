@@ -136,6 +136,7 @@ func TestPartitionedWhileHeld(t *testing.T) {
 	}{
 		{"partitioned", whole[1], parts, small, "", "1:0"},
 		{"put together", parts[3], whole, waiter("two", 2, 0, 0), "", "0"},
+		{"put together of one instance", Device{Index: 1, UUID: "MIG-all", Slices: 7, SlicesOf: 7}, whole, waiter("two", 2, 0, 0), "", "0"},
 		{"put together, and another is free", parts[3], whole, waiter("one", 1, 0, 0), "0", "0"},
 		{"an instance beside one that is held", parts[3], parts, small, "1:0", "1:0"},
 		{"an instance is gone", Device{Index: 1, UUID: "MIG-gone", Slices: 1, SlicesOf: 7}, parts, small, "1:0", "1:0"},
