@@ -86,9 +86,10 @@ func (m *Manager) Ends(session string) (at time.Time) {
 	if s == nil || s.policy == nil {
 		return at
 	}
-	for _, c := range s.policy.clocks(time.Now()) {
+	now := time.Now()
+	for _, c := range s.policy.clocks(now) {
 		if c.name == clockLifetime {
-			at = c.at
+			at = onClock(c.at, now)
 		}
 	}
 	return at
