@@ -159,7 +159,7 @@ func TestControlName(t *testing.T) {
 	tty.shows("ds01: create ds01 now? [Y/n] ")
 	tty.press("n")
 	tty.ends()
-	if got := exec(t, w.dial("alice", "ds01"), "x"); got.errs != "ds01: no project \"ds01\"; see yours with: ssh admin@… project list\n" {
+	if got := exec(t, w.dial("alice", "ds01"), "x"); got.errs != "ds01: no project \"ds01\"; see yours with: ssh admin@HOST project list\n" {
 		t.Errorf("ds01: %v", got)
 	}
 }

@@ -95,7 +95,7 @@ func TestLeaveTheLine(t *testing.T) {
 
 	r := exec(t, client, "true")
 	if r.exit != 75 || r.out != "" || !regexp.MustCompile(`\nds01: no GPU came free within 50ms: place 1 of 1, .*\n`+
-		`ds01: wait for one: ssh ds01@… project launch thesis --wait; or go on without: ssh thesis\+cpu@…\n$`).MatchString("\n"+r.errs) {
+		`ds01: wait for one: ssh ds01@HOST project launch thesis --wait; or go on without: ssh thesis\+cpu@HOST\n$`).MatchString("\n"+r.errs) {
 		t.Errorf("out of patience: %v", r)
 	}
 	w.inLine(0)
@@ -184,7 +184,7 @@ func TestShownInLine(t *testing.T) {
 			h.progress(sessions.Step{Name: sessions.StepQueued, Detail: "place 1 of 2; GPU 0 alice"})
 			if c.exit != 0 {
 				if f := fault.For(<-ended); f.Exit != c.exit || !strings.HasPrefix(f.Say, "no GPU came free within 25s: place 1 of 2") ||
-					!strings.HasSuffix(f.Hint, "project launch alice.thesis --wait; or go on without: ssh alice.thesis+cpu@…") {
+					!strings.HasSuffix(f.Hint, "project launch alice.thesis --wait; or go on without: ssh alice.thesis+cpu@HOST") {
 					t.Errorf("%s: %v", name, f)
 				}
 			} else {

@@ -54,7 +54,7 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	control := s.Config().ControlName
 	valid := validOwn.MatchString(own) && own != control
 	if !ch.pty || !ch.shell {
-		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@… project list", shorten(name), control)
+		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@HOST project list", shorten(name), control)
 		if near := fault.Nearest(name, ch.names(mine)); near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
 		}
@@ -251,7 +251,7 @@ func leftEarly(p sessions.Project, queued bool) error {
 // outOfPatience is the end of a login in line for a GPU that no person watches.
 func outOfPatience(p sessions.Project, cfg *config.Config, step sessions.Step) error {
 	return fault.New(fault.ExitLater,
-		fmt.Sprintf("wait for one: ssh %s@… project launch %s --wait; or go on without: ssh %s+cpu@…", cfg.ControlName, p.Called(), p.Called()),
+		fmt.Sprintf("wait for one: ssh %s@HOST project launch %s --wait; or go on without: ssh %s+cpu@HOST", cfg.ControlName, p.Called(), p.Called()),
 		"no GPU came free within %s: %s", cfg.Patience, step.Detail)
 }
 

@@ -84,7 +84,7 @@ func TestCreateNothingAtLogin(t *testing.T) {
 func TestNoQuestionWithoutAPerson(t *testing.T) {
 	w := newWorld(t)
 	client := w.dial("alice", "idea")
-	const lines = `ds01: no project "idea"; see yours with: ssh ds01@… project list` + "\n"
+	const lines = `ds01: no project "idea"; see yours with: ssh ds01@HOST project list` + "\n"
 	want := result{errs: lines, exit: 4}
 	if r := exec(t, client, "true"); r != want {
 		t.Errorf("exec: %v; want %v", r, want)
@@ -393,9 +393,9 @@ func TestNoticeOfRetirement(t *testing.T) {
 func TestNearestProject(t *testing.T) {
 	w := newWorld(t)
 	for _, tt := range []struct{ user, login, want string }{
-		{"alice", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@… project list\nds01: did you mean thesis?\n"},
-		{"alice", "THESIS", "ds01: no project \"THESIS\"; see yours with: ssh ds01@… project list\nds01: did you mean thesis?\n"},
-		{"mallory", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@… project list\n"},
+		{"alice", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@HOST project list\nds01: did you mean thesis?\n"},
+		{"alice", "THESIS", "ds01: no project \"THESIS\"; see yours with: ssh ds01@HOST project list\nds01: did you mean thesis?\n"},
+		{"mallory", "tehsis", "ds01: no project \"tehsis\"; see yours with: ssh ds01@HOST project list\n"},
 	} {
 		if r := exec(t, w.dial(tt.user, tt.login), "true"); r != (result{errs: tt.want, exit: 4}) {
 			t.Errorf("%s as %s: %v", tt.login, tt.user, r)

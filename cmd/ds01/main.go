@@ -113,7 +113,8 @@ func (p *program) commands() *cobra.Command {
 }
 
 func tooMany(cmd *cobra.Command, word string) error {
-	return fault.New(fault.ExitUsage, "", "%q is one word too many; try: %s --help", word, cmd.CommandPath())
+	return &fault.Error{Exit: fault.ExitUsage, Say: fmt.Sprintf("%q is one word too many", word),
+		Try: "help " + strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")}
 }
 
 // configPath is the file that --config, the environment or custom gives.

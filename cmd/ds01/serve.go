@@ -332,7 +332,8 @@ func (h *house) overSSH(backend *console.Backend) gateway.Console {
 		return backend.Run(ctx, caller, args, console.IO{
 			Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr,
 			TTY: streams.TTY, ErrTTY: streams.TTY, Columns: streams.Columns, Rows: streams.Rows,
-			Term: streams.Term, NoColor: streams.NoColor, Terminal: (*console.Terminal)(streams.Terminal),
+			Prompt: "ssh " + h.config.Load().ControlName + "@HOST",
+			Term:   streams.Term, NoColor: streams.NoColor, Terminal: (*console.Terminal)(streams.Terminal),
 			Open: func(path string) (io.ReadCloser, error) {
 				return nil, fault.New(fault.ExitUsage, "", "files cannot be read over ssh; put - for %q and send it on standard input", path)
 			},

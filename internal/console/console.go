@@ -71,6 +71,7 @@ type IO struct {
 	Columns, Rows  int       // its size, 0 if unknown
 	Term           string    // its kind; "" and dumb obey no escapes
 	NoColor        bool      // the caller wants none, whatever their terminal has
+	Prompt         string    // what the caller types before a command's words; "" is "ds01"
 	Terminal       *Terminal // what else a terminal can do, or nil
 
 	// Open opens a file that the caller named, with the caller's rights and
@@ -162,9 +163,16 @@ func faultOf(err error) *fault.Error {
 // exit status.
 func Report(w io.Writer, f *fault.Error) (exit int) { return IO{Stderr: w}.report(f) }
 
+// prompt returns what the caller types before a command's words.
+func (s IO) prompt() string { return cmp.Or(s.Prompt, program) }
+
 func (s IO) report(f *fault.Error) (exit int) {
 	name := s.paintIf(s.ErrTTY, red, "ds01:")
-	_, _ = fmt.Fprintf(s.Stderr, "%s %s\n", name, plain(f.Say)) // a caller who is gone reads nothing
+	say := f.Say
+	if f.Try != "" {
+		say += "; try: " + s.prompt() + " " + f.Try
+	}
+	_, _ = fmt.Fprintf(s.Stderr, "%s %s\n", name, plain(say)) // a caller who is gone reads nothing
 	if f.Hint != "" {
 		_, _ = fmt.Fprintf(s.Stderr, "ds01: %s\n", plain(f.Hint))
 	}

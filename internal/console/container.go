@@ -149,7 +149,7 @@ func (c *call) calledSession(s sessionJSON) string {
 	return name
 }
 
-// holds says what a session holds: "0,3"; or where it waits for it.
+// holds says which GPUs a session holds: "GPU 0,3"; or its place in line for them.
 func holds(s sessionJSON) string {
 	switch {
 	case s.Files:
@@ -157,16 +157,20 @@ func holds(s sessionJSON) string {
 	case s.Place > 0:
 		return sessions.Place{Place: s.Place, Of: s.InLine}.String()
 	}
-	return indexes(s.GPUs)
+	return numbered(s.GPUs)
 }
 
-// indexes names GPUs as people do: "0,3".
-func indexes(gpus []gpuJSON) string {
+// numbered names GPUs by their numbers: "GPU 0,3", or "" for none. A number alone
+// in a table reads as a count.
+func numbered(gpus []gpuJSON) string {
+	if len(gpus) == 0 {
+		return ""
+	}
 	names := make([]string, len(gpus))
 	for i, g := range gpus {
 		names[i] = g.Device
 	}
-	return strings.Join(names, ",")
+	return "GPU " + strings.Join(names, ",")
 }
 
 // retires says when a session will retire, and why: "in 25m: idle 30m".
@@ -305,7 +309,7 @@ func (c *call) sessionFields(s sessions.Session, j sessionJSON) []field {
 
 // describe names one GPU in full.
 func describe(d gpu.Device) string {
-	return fmt.Sprintf("%s %s (%s)", d.Label(), d.Name, d.UUID)
+	return fmt.Sprintf("GPU %s, %s (%s)", d.Label(), d.Name, d.UUID)
 }
 
 func (c *call) containerRetire() *cobra.Command {

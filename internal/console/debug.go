@@ -60,7 +60,7 @@ func (c *call) profile(kind, over string) error {
 			kinds = append(kinds, known.Name())
 		}
 		slices.Sort(kinds)
-		return usage(fmt.Sprintf("there is no profile %q, but %s", kind, strings.Join(kinds, ", ")), "debug profile --help")
+		return usage(fmt.Sprintf("there is no profile %q, but %s", kind, strings.Join(kinds, ", ")), "help debug profile")
 	}
 	return printed(p.WriteTo(c.Stdout, 0))
 }

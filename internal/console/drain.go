@@ -167,7 +167,7 @@ func (c *call) broadcast() *cobra.Command {
 				return err
 			}
 			if text == "" {
-				return usage("broadcast: TEXT is missing", "broadcast --help")
+				return usage("broadcast: TEXT is missing", "help broadcast")
 			}
 			line := fmt.Sprintf("ds01: message from %s: %s", c.caller.name(), text)
 			n := c.Sessions.Announce(line) + c.screens.announce(line, c.screen)

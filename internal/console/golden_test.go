@@ -28,7 +28,7 @@ import (
 // scripts rely on does not change unseen.
 //
 //	go test ./internal/console -run Golden -update
-var update = flag.Bool("update", false, "write testdata/*.golden anew")
+var update = flag.Bool("update", false, "write testdata/*.golden again")
 
 func golden(t *testing.T, name, got string) {
 	t.Helper()

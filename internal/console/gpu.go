@@ -332,7 +332,7 @@ func (c *call) gpuTake() *cobra.Command {
 				return err
 			}
 			if said == "" {
-				return usage("gpu take: --reason is missing", "gpu take --help")
+				return usage("gpu take: --reason is missing", "help gpu take")
 			}
 			s, err := c.theGPU(args[0])
 			if err != nil {

@@ -18,14 +18,39 @@ func help() *cobra.Command {
 		Short:   "Show what a command does",
 		Example: "  ds01 help project create",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			about, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
-				return usage(strings.Join(args, " ")+": unknown command", "help")
-			}
-			about.InitDefaultHelpFlag()
-			return about.Help()
+			return showHelp(cmd.Root(), args)
 		},
 	}
+}
+
+// showHelp prints the help of the command that words name below cmd.
+func showHelp(cmd *cobra.Command, words []string) error {
+	about, rest, err := cmd.Find(words)
+	if err != nil || len(rest) > 0 {
+		return usage(strings.Join(words, " ")+": unknown command", helpOn(cmd))
+	}
+	about.InitDefaultHelpFlag()
+	return about.Help()
+}
+
+// programWord is the program's name where an example has it typed.
+var programWord = regexp.MustCompile(`(?m)(^ *|\| )` + program + ` `)
+
+// asTyped has the help of root's commands say them as they are typed: on a
+// laptop there is no ds01, but ssh.
+func asTyped(root *cobra.Command, prompt string) {
+	if prompt == program {
+		return
+	}
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: prompt}
+	var each func(cmd *cobra.Command)
+	each = func(cmd *cobra.Command) {
+		cmd.Example = programWord.ReplaceAllString(cmd.Example, "${1}"+strings.ReplaceAll(prompt, "$", "$$")+" ")
+		for _, below := range cmd.Commands() {
+			each(below)
+		}
+	}
+	each(root)
 }
 
 // fitHelp returns help for a terminal of so many columns: a terminal's own

@@ -57,7 +57,7 @@ func (c *call) containerKeep() *cobra.Command {
 
 // keepFor reads the words after NAME; 0 is no longer.
 func keepFor(words []string, off bool) (time.Duration, error) {
-	const help = "container keep --help"
+	const help = "help container keep"
 	switch {
 	case len(words) == 0 && !off:
 		return 0, usage("container keep: DURATION is missing", help)

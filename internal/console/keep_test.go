@@ -61,7 +61,7 @@ func TestContainerKeep(t *testing.T) {
 		"container keep thesis 10s":                         "less than a minute",
 		"container keep thesis 1h twice":                    "one word too many",
 		"container keep thesis 1h --reason train all night": "over ssh twice: --reason \"'TEXT'\"",
-		"container keep --reason two":                       "NAME is missing; try: ds01 container keep --help",
+		"container keep --reason two":                       "NAME is missing; try: ds01 help container keep",
 		"container keep thesis -- -1h":                      "is negative",
 		"container keep thesis 1h --why=":                   "there is no --why here",
 	} {

@@ -94,7 +94,7 @@ func (c *call) addKeys(user string, files []string, expires string) error {
 		user, files = files[0], files[1:]
 	}
 	if user == "" && c.caller.User == "" {
-		return usage("key add: FILE is missing", "key add --help")
+		return usage("key add: FILE is missing", "help key add")
 	}
 	u, err := c.about(user, "key add FILE")
 	if err != nil {
@@ -166,7 +166,7 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 		t, err := time.Parse(layout, s)
 		switch {
 		case err == nil && !t.After(now):
-			return time.Time{}, usage(fmt.Sprintf("--expires: %s is past", s), "key add --help")
+			return time.Time{}, usage(fmt.Sprintf("--expires: %s is past", s), "help key add")
 		case err == nil:
 			return t, nil
 		}

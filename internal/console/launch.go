@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -35,12 +36,9 @@ func (c *call) projectLaunch() *cobra.Command {
 				return err
 			}
 			c.noteImage(a, i)
-			s, held := a.Session, indexes(c.sessionJSON(a.Session).GPUs)
+			s, with := a.Session, numbered(c.sessionJSON(a.Session).GPUs)
 			a.Detach()
-			with := "no GPU"
-			if held != "" {
-				with = "GPU " + held
-			}
+			with = cmp.Or(with, "no GPU")
 			if !a.Launched {
 				return c.say(c.sessionJSON(s), "%s runs already, since %s, with %s", c.called(p.Ref), moment(s.Launched), with)
 			}
@@ -63,7 +61,7 @@ func (c *call) launchOpen(name string, wait bool, once *gpu.Want) error {
 	case c.Terminal == nil:
 		return fault.New(fault.ExitUsage, "over ssh, ask for one with -t", "--open needs a terminal")
 	case c.json:
-		return usage("--open has nothing to print as JSON", "project launch --help")
+		return usage("--open has nothing to print as JSON", "help project launch")
 	case c.caller.by != "": // a shell is its user's alone
 		return fault.New(fault.ExitDenied, "leave --open out to launch it for them", "nobody may enter a container for somebody else")
 	case c.caller.User == "":

@@ -39,7 +39,7 @@ func (c *call) containerLogs() *cobra.Command {
 			"first and of many the newest 1000. What your programs write goes to your terminal and is not kept.",
 		example: "ds01 container logs my-thesis --follow",
 		run: func(_ *cobra.Command, args []string) error {
-			from, err := parseSince(since, time.Now(), "container logs --help")
+			from, err := parseSince(since, time.Now(), "help container logs")
 			if err != nil {
 				return err
 			}

@@ -296,11 +296,7 @@ func (m *menu) text() string {
 		if first+i == m.at {
 			mark = "> "
 		}
-		gpus := l.gpus
-		if gpus != "" && gpus[0] <= '9' {
-			gpus = "GPU " + gpus
-		}
-		line(strings.TrimRight(fmt.Sprintf("%s%-*s  %-9s %-12s %s", mark, wide, l.name, l.state, gpus, l.retires), " "))
+		line(strings.TrimRight(fmt.Sprintf("%s%-*s  %-9s %-12s %s", mark, wide, l.name, l.state, l.gpus, l.retires), " "))
 	}
 	if m.ready && len(m.lines) == 0 {
 		line("  no projects yet: press n for a new one")

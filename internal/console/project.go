@@ -31,7 +31,7 @@ func (c *call) projectJSON(p sessions.Project) projectJSON {
 // projects is the commands about projects.
 func (c *call) projects() *cobra.Command {
 	cmd := Parent("project", "Create, change and delete projects",
-		"A project is a piece of work with its own files, image and GPUs. `ssh NAME@host` opens\n"+
+		"A project is a piece of work with its own files, image and GPUs. `ssh NAME@HOST` opens\n"+
 			"a shell in its container. Its owner calls it NAME, others OWNER.NAME.")
 	cmd.AddCommand(c.projectCreate(), c.projectList(), c.projectShow(), c.projectSet(), c.projectDelete(),
 		c.projectShare(), c.projectUnshare(), c.projectMembers(), c.projectLaunch())
@@ -218,7 +218,7 @@ func (c *call) projectSet() *cobra.Command {
 		run: func(cmd *cobra.Command, args []string) error {
 			setImage, setGPUs := cmd.Flags().Changed("image"), cmd.Flags().Changed("gpus")
 			if !setImage && !setGPUs {
-				return usage("project set: --image or --gpus is missing", "project set --help")
+				return usage("project set: --image or --gpus is missing", "help project set")
 			}
 			p, err := c.findOwn(args[0])
 			if err != nil {

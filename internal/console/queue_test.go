@@ -122,8 +122,8 @@ func TestWaitingContainers(t *testing.T) {
 		}
 	}
 	lists(bob, "container list", "one waiting place 1 of 2 20", "art waiting place 2 of 2 20")
-	lists(alice, "container list", "thesis active 0 20")
-	lists(root, "container list", "alice.thesis active 0 20", "carol.two idle 1 20", "bob.one waiting place 1 of 2 20", "bob.art waiting place 2 of 2 20")
+	lists(alice, "container list", "thesis active GPU 0 20")
+	lists(root, "container list", "alice.thesis active GPU 0 20", "carol.two idle GPU 1 20", "bob.one waiting place 1 of 2 20", "bob.art waiting place 2 of 2 20")
 
 	var rows []sessionJSON
 	if err := json.Unmarshal([]byte(ok(t, b, bob, "container list --json")), &rows); err != nil || len(rows) != 2 {

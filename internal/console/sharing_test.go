@@ -80,18 +80,18 @@ func TestSharedLists(t *testing.T) {
 	has(dora, "project members alice.thesis", "USER ACCESS SINCE alice owner ", " dora member ", " rita read-only ")
 	has(dora, "project members alice.thesis --json", `[ { "user": "alice", "access": "owner", "since": "`)
 
-	has(alice, "container list", "thesis active 0 ", "thesis (read-only) active 1 ")
-	has(dora, "container list", "alice.thesis active 0 ", "alice.thesis (read-only) active 1 ")
-	has(rita, "container list", "!alice.thesis active", "alice.thesis (read-only) active 1 ")
-	has(alice, "container show thesis", "!access:", "project: alice.thesis state: active gpus: 0 ")
-	has(rita, "container show alice.thesis", "access: read-only counts for: rita state: active gpus: 1 ")
+	has(alice, "container list", "thesis active GPU 0 ", "thesis (read-only) active GPU 1 ")
+	has(dora, "container list", "alice.thesis active GPU 0 ", "alice.thesis (read-only) active GPU 1 ")
+	has(rita, "container list", "!alice.thesis active", "alice.thesis (read-only) active GPU 1 ")
+	has(alice, "container show thesis", "!access:", "project: alice.thesis state: active gpus: GPU 0, ")
+	has(rita, "container show alice.thesis", "access: read-only counts for: rita state: active gpus: GPU 1, ")
 	has(rita, "container show alice.thesis --json", `"read_only": true, "holder": "rita"`)
 	has(rita, "gpu list", "alice - ", "rita alice.thesis ")
 	has(bob, "gpu list", "rita - ", "!thesis")
 
 	// rita ends what counts for her, and what is left is not hers to end.
 	has(rita, "container retire alice.thesis", "retired alice.thesis")
-	has(alice, "container list", "thesis active 0 ", "!read-only")
+	has(alice, "container list", "thesis active GPU 0 ", "!read-only")
 	has(rita, "container list --all", "retired by rita", "!alice.thesis active")
 	if _, stderr, exit := do(t, b, rita, "container retire alice.thesis"); exit != fault.ExitDenied || !strings.Contains(stderr, "ask alice") {
 		t.Errorf("retire the owner's: exit %d, %q", exit, stderr)

@@ -32,9 +32,9 @@ func (s *starting) flags(cmd *cobra.Command) {
 func (c *call) start(s starting) (sessions.Start, error) {
 	switch {
 	case s.bare && s.template != "":
-		return sessions.Start{}, usage("project create: either --bare or --template", "project create --help")
+		return sessions.Start{}, usage("project create: either --bare or --template", "help project create")
 	case s.from != "" && s.template != "":
-		return sessions.Start{}, usage("project create: either --from or --template", "project create --help")
+		return sessions.Start{}, usage("project create: either --from or --template", "help project create")
 	}
 	begin := sessions.Start{Furnish: !s.bare, Template: s.template}
 	if s.from == "" {

@@ -46,7 +46,7 @@ func TestProjectCreateFillsTheWorkspace(t *testing.T) {
 		t.Errorf("no such template: exit %d, %q", exit, stderr)
 	}
 	for line, want := range map[string]string{
-		"project create x --from dir --template ml": "ds01: project create: either --from or --template; try: ds01 project create --help\n",
+		"project create x --from dir --template ml": "ds01: project create: either --from or --template; try: ds01 help project create\n",
 		"project create x --from dir": "ds01: directories cannot be read over ssh: dir\n" +
 			"ds01: send it: tar cz -C DIR . | ssh ds01@HOST project create NAME --from -\n",
 	} {

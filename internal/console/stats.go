@@ -258,15 +258,15 @@ func gpuTitles(s statsJSON) string {
 	if s.Files {
 		return "files only"
 	}
-	var labels []string
+	gpus := make([]gpuJSON, len(s.GPUs))
 	models := map[string]bool{}
-	for _, g := range s.GPUs {
-		labels = append(labels, g.Device)
+	for i, g := range s.GPUs {
+		gpus[i] = g.gpuJSON
 		if g.Name != "" {
 			models[fmt.Sprintf("%s, %s", g.Name, memory(g.Memory))] = true
 		}
 	}
-	titles := strings.Join(labels, ",")
+	titles := numbered(gpus)
 	if len(models) == 1 { // one server's are nearly always alike
 		for model := range models {
 			titles += " (" + model + ")"

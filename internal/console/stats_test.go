@@ -44,7 +44,7 @@ func fakeOf(b *Backend) *sessionstest.Fake { return b.Sessions.Runtime.(*session
 func TestStats(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
 		const want = "PROJECT  STATE   CPU        MEMORY           PIDS         GPU-UTIL  GPU-MEMORY  GPUS\n" +
-			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           0 (Simulated GPU, 40GiB)\n"
+			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           GPU 0 (Simulated GPU, 40GiB)\n"
 		for _, line := range []string{"container stats", "container stats thesis", "container stats alice.thesis"} {
 			began := time.Now()
 			if got := ok(t, b, alice, line); got != want {
@@ -74,7 +74,7 @@ func TestStats(t *testing.T) {
 func TestStatsOfGPUs(t *testing.T) {
 	b := backend(t)
 	busy(t, b)
-	if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "87%       3GiB        0 (Simulated GPU, 40GiB)") {
+	if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "87%       3GiB        GPU 0 (Simulated GPU, 40GiB)") {
 		t.Errorf("stats:\n%s", got)
 	}
 	var rows []statsJSON
@@ -91,7 +91,7 @@ func TestStatsOfWhatDoesNotAnswer(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
 		fakeOf(b).Lose(io.ErrUnexpectedEOF)
 		defer fakeOf(b).Recover()
-		if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "thesis   active  -    -       -     -         -           0 (") {
+		if got := ok(t, b, alice, "container stats"); !strings.Contains(got, "thesis   active  -    -       -     -         -           GPU 0 (") {
 			t.Errorf("stats:\n%s", got)
 		}
 	})
@@ -112,7 +112,7 @@ func watched(t *testing.T, b *Backend, streams IO, after time.Duration, line str
 func TestWatchStats(t *testing.T) {
 	bubble(t, func(t *testing.T, b *Backend) {
 		const block = "PROJECT  STATE   CPU        MEMORY           PIDS         GPU-UTIL  GPU-MEMORY  GPUS\n" +
-			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           0 (Simulated GPU, 40GiB)\n"
+			"thesis   active  1.50 of 8  1.5GiB of 32GiB  12 of 16384  -         -           GPU 0 (Simulated GPU, 40GiB)\n"
 		// After a second, and then every two, so three times in six.
 		out, errs, exit := watched(t, b, IO{}, 6*time.Second, "container stats --watch")
 		if out != block+"\n"+block+"\n"+block || errs != "" || exit != 1 {

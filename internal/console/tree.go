@@ -13,6 +13,9 @@ import (
 	"github.com/ds01/ds01/internal/fault"
 )
 
+// program is the name of the console on the host.
+const program = "ds01"
+
 // Groups of commands in the help text.
 const (
 	everybody = "everybody"
@@ -21,9 +24,9 @@ const (
 
 // tree builds the commands anew for each call: cobra's keep state.
 func (c *call) tree() *cobra.Command {
-	root := Parent("ds01", "GPU containers that you log into",
-		"ds01 is a gateway: `ssh PROJECT@host` opens a shell in the project's GPU container.\n"+
-			"These commands look after projects, containers and people. Without any, `ssh ds01@host`\n"+
+	root := Parent(program, "GPU containers that you log into",
+		"ds01 is a gateway: `ssh PROJECT@HOST` opens a shell in the project's GPU container.\n"+
+			"These commands manage projects, containers and people. Without a command, `ssh ds01@HOST`\n"+
 			"lists your projects to choose from.")
 	root.Example = "  ds01 project create my-thesis\n  ds01 container list"
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON")
@@ -42,6 +45,8 @@ func (c *call) tree() *cobra.Command {
 		&cobra.Group{ID: admins, Title: "Commands for admins:"},
 	)
 	root.SetHelpCommand(help())
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), `Use "{{.CommandPath}} [command] --help" for more information about a command.`,
+		`Type "{{.CommandPath}} help COMMAND" to read about a command.`, 1))
 	root.SetCompletionCommandGroupID(everybody)
 	add := func(group string, commands ...*cobra.Command) {
 		for _, cmd := range commands {
@@ -79,6 +84,7 @@ func Execute(root *cobra.Command, args []string, streams IO) error {
 	root.SetIn(streams.Stdin)
 	root.SetOut(streams.Stdout)
 	root.SetErr(streams.Stderr)
+	asTyped(root, streams.prompt())
 	if streams.TTY && streams.Columns > 0 {
 		root.SetHelpFunc(fitHelp(root.HelpFunc(), streams.Columns))
 	}
@@ -101,11 +107,11 @@ func Parent(use, short, long string) *cobra.Command {
 				return cmd.Help()
 			}
 			if args[0] == "help" {
-				return cmd.Help()
+				return showHelp(cmd, args[1:])
 			}
-			try := path(cmd, "--help")
+			try := helpOn(cmd)
 			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				try = path(cmd, near[0])
+				try = strings.TrimSpace(path(cmd) + " " + near[0])
 			}
 			return usage(args[0]+": unknown command", try)
 		},
@@ -157,7 +163,7 @@ func (c *call) actFor(user string, l leaf, typed string) error {
 	case !c.caller.Admin:
 		return fault.New(fault.ExitDenied, "leave --user out to do it for yourself", "only an administrator may act for somebody else")
 	case l.admin:
-		return usage("--user is for what people do themselves", typed+" --help")
+		return usage("--user is for what people do themselves", "help "+typed)
 	}
 	u, err := c.Keys.User(c.ctx, user)
 	if err != nil {
@@ -207,23 +213,26 @@ func words(use string) cobra.PositionalArgs {
 		switch {
 		case len(args) < fewest:
 			needed := slices.DeleteFunc(slices.Clone(wanted), func(w string) bool { return strings.HasPrefix(w, "[") })
-			return usage(fmt.Sprintf("%s: %s is missing", path(cmd), strings.Trim(needed[len(args)], "…")), path(cmd, "--help"))
+			return usage(fmt.Sprintf("%s: %s is missing", path(cmd), strings.Trim(needed[len(args)], "…")), helpOn(cmd))
 		case len(args) > most:
-			return usage(fmt.Sprintf("%s: %q is one word too many", path(cmd), args[most]), path(cmd, "--help"))
+			return usage(fmt.Sprintf("%s: %q is one word too many", path(cmd), args[most]), helpOn(cmd))
 		}
 		return nil
 	}
 }
 
-// path is what to type for cmd, after the program's name.
-func path(cmd *cobra.Command, more ...string) string {
-	all := append(strings.Fields(cmd.CommandPath())[1:], more...)
-	return strings.Join(all, " ")
+// path returns what to type for cmd, after the program's name.
+func path(cmd *cobra.Command) string {
+	return strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), cmd.Root().CommandPath()))
 }
+
+// helpOn returns what to type to read about cmd. It is a verb and not --help, because
+// OpenSSH's client takes options right after the host's name for its own.
+func helpOn(cmd *cobra.Command) string { return strings.TrimSpace("help " + path(cmd)) }
 
 // usage is the error for words that are wrong: one line, with what to try.
 func usage(say, try string) *fault.Error {
-	return fault.New(fault.ExitUsage, "", "%s; try: ds01 %s", say, try)
+	return &fault.Error{Exit: fault.ExitUsage, Say: say, Try: try}
 }
 
 // flagError puts the flag library's errors in words.
@@ -242,7 +251,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	} else if lacks, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
 		say = fmt.Sprintf("--%s needs %s after it", lacks.GetFlag().Name, kind(lacks.GetFlag()))
 	}
-	return usage(say, path(cmd, "--help"))
+	return usage(say, helpOn(cmd))
 }
 
 // kind names what a flag's value is.

@@ -38,7 +38,7 @@ func (c *call) usage() *cobra.Command {
 				return err
 			}
 			if by != "user" && by != "project" && by != "gpu" {
-				return usage(fmt.Sprintf("--by: %q is not one of user, project, gpu", by), "usage --help")
+				return usage(fmt.Sprintf("--by: %q is not one of user, project, gpu", by), "help usage")
 			}
 			if user != "" || !c.caller.Admin {
 				u, err := c.about(user, "usage")
@@ -56,7 +56,11 @@ func (c *call) usage() *cobra.Command {
 				if u.Watched > 0 {
 					used = strconv.Itoa(int(100*u.Used/u.Watched+0.5)) + "%"
 				}
-				return []string{u.User, u.Project, u.GPU, fmt.Sprintf("%.1f", u.Held/3600), used}
+				gpu := ""
+				if u.GPU != "" {
+					gpu = "GPU " + u.GPU
+				}
+				return []string{u.User, u.Project, gpu, fmt.Sprintf("%.1f", u.Held/3600), used}
 			})
 		},
 	})

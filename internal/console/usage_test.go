@@ -16,7 +16,7 @@ func TestUsageCommand(t *testing.T) {
 	for line, want := range map[string]string{
 		"usage":           "alice  thesis   -    2.0        50%",
 		"usage --by user": "alice  -        -    2.0        50%",
-		"usage --by gpu":  "alice  thesis   0    2.0        50%",
+		"usage --by gpu":  "alice  thesis   GPU 0  2.0        50%",
 	} {
 		if got := ok(t, b, alice, line); !strings.Contains(got, want) {
 			t.Errorf("%s:\n%s\nwant %q", line, got, want)

@@ -152,7 +152,7 @@ func (c *call) userSet() *cobra.Command {
 		admin:   true,
 		run: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("role") {
-				return usage("user set: --role is missing", "user set --help")
+				return usage("user set: --role is missing", "help user set")
 			}
 			return c.setRole(args[0], role)
 		},

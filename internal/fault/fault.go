@@ -25,6 +25,7 @@ type Error struct {
 	Exit int    // exit status for the client
 	Say  string // what happened: one lower-case sentence, no internal names
 	Hint string // what to do next, or ""
+	Try  string // a command of the console's to type next, without "ds01", or ""
 	Err  error  // the cause, for the log only; may be nil
 }
 
