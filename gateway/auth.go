@@ -120,7 +120,7 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	// client may offer any number of keys that it does not own, by any name,
 	// so nothing here may be remembered.
 	cfg.PublicKeyCallback = func(_ gossh.ConnMetadata, key gossh.PublicKey) (_ *gossh.Permissions, err error) {
-		guard(c.log, func() { _, err = s.who(c.ctx, key, c.from()) }, func() { err = errRefused })
+		fault.Guard(c.log, func() { _, err = s.who(c.ctx, key, c.from()) }, func() { err = errRefused })
 		c.explain(key, err)
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	// client has proved that it holds key, by the name in that very request;
 	// its Permissions are the login's only identity.
 	cfg.VerifiedPublicKeyCallback = func(meta gossh.ConnMetadata, key gossh.PublicKey, _ *gossh.Permissions, _ string) (p *gossh.Permissions, err error) {
-		guard(c.log, func() { p, err = s.identify(c, meta.User(), key) }, func() { p, err = nil, errRefused })
+		fault.Guard(c.log, func() { p, err = s.identify(c, meta.User(), key) }, func() { p, err = nil, errRefused })
 		return p, err
 	}
 	return cfg

@@ -1,9 +1,12 @@
 package gateway
 
 import (
+	"io"
 	"sync"
 
 	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // The library grants each channel a window of 2 MiB and keeps what has come
@@ -104,12 +107,17 @@ func (c *conn) counts(ch gossh.Channel) *counted {
 	counted := &counted{Channel: ch, in: c.in}
 	counted.stall(true)
 	c.work.Go(func() {
-		var b [256]byte // nearly always nothing comes but the end
-		for err := error(nil); err == nil; {
-			_, err = ch.Stderr().Read(b[:])
-		}
+		fault.Guard(c.log, func() { discard(ch.Stderr()) }, func() { _ = c.Close() })
 	})
 	return counted
+}
+
+// discard reads r until its end.
+func discard(r io.Reader) {
+	var b [256]byte // nearly always nothing comes but the end
+	for err := error(nil); err == nil; {
+		_, err = r.Read(b[:])
+	}
 }
 
 func (c *counted) Read(b []byte) (int, error) {

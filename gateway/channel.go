@@ -112,7 +112,7 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 	}
 	defer c.closed()
 	c.offerHostKeys(sc)
-	guard(c.log, func() {
+	fault.Guard(c.log, func() {
 		accepted, reqs, err := nc.Accept()
 		if err != nil {
 			return // the connection is gone
@@ -155,7 +155,7 @@ func (ch *channel) requests(reqs <-chan *gossh.Request) {
 		}
 		if start && ch.started {
 			ch.work.Go(func() {
-				guard(ch.log, ch.serve, func() { ch.end(sessions.Exit{Code: ch.tell(errInside)}) })
+				fault.Guard(ch.log, ch.serve, func() { ch.end(sessions.Exit{Code: ch.tell(errInside)}) })
 			})
 		}
 	}

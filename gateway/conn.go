@@ -20,6 +20,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
 )
@@ -299,8 +300,8 @@ func (c *conn) keepAlive(every time.Duration) {
 		// nobody waits for it.
 		if silent >= every && asking.CompareAndSwap(false, true) {
 			c.work.Go(func() {
-				_, _, _ = sc.SendRequest("keepalive@openssh.com", true, nil)
-				asking.Store(false)
+				defer asking.Store(false)
+				fault.Guard(c.log, func() { _, _, _ = sc.SendRequest("keepalive@openssh.com", true, nil) }, func() { _ = c.Close() })
 			})
 		}
 		if !look {

@@ -49,7 +49,7 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 		return
 	}
 	defer c.closed()
-	guard(c.log, func() {
+	fault.Guard(c.log, func() {
 		a, err := c.reach(c.ctx, sc, func(f config.Forward) bool { return f.Local })
 		if err != nil {
 			reason := gossh.ConnectionFailed
@@ -131,12 +131,13 @@ func (c *conn) join(sc *gossh.ServerConn, a *sessions.Attachment, ch gossh.Chann
 	defer context.AfterFunc(c.ctx, end)()
 	var work sync.WaitGroup
 	sent := make(chan struct{})
-	work.Go(func() {
+	spawn := func(f func()) { work.Go(func() { fault.Guard(c.log, f, end) }) }
+	spawn(func() {
 		gossh.DiscardRequests(reqs)
 		<-sent
 		_ = far.Close() // the client has closed the channel: nobody reads any more
 	})
-	work.Go(func() {
+	spawn(func() {
 		defer close(sent)
 		pour(far, ch, isOpenSSH(string(sc.ClientVersion())), a.Carried, func(bool) {
 			if half, ok := far.(interface{ CloseWrite() error }); ok {

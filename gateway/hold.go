@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -77,7 +78,7 @@ func (c *conn) begin(p sessions.Project, attach attacher) *hold {
 	}
 	c.work.Go(func() {
 		defer leave(nil)
-		guard(c.log, func() { c.attach(ctx, h, p, attach) }, func() { c.stop(errInside) })
+		fault.Guard(c.log, func() { c.attach(ctx, h, p, attach) }, func() { c.stop(errInside) })
 	})
 	return h
 }

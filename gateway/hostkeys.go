@@ -156,7 +156,7 @@ func (c *conn) offerHostKeys(sc *gossh.ServerConn) {
 func (s *Server) proveHostKeys(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok bool, payload []byte) {
 	c := connOf(ctx)
 	sc, _ := ctx.Value(ssh.ContextKeyConn).(*gossh.ServerConn) // the library has set it before any request
-	guard(c.log, func() { payload, ok = s.prove(sc, req.Payload) }, func() { _ = c.Close() })
+	fault.Guard(c.log, func() { payload, ok = s.prove(sc, req.Payload) }, func() { _ = c.Close() })
 	return ok, payload
 }
 

@@ -229,7 +229,7 @@ func isEnded(a *sessions.Attachment) bool {
 func (ch *channel) spawn(f func()) { ch.spawnIn(&ch.work, f) }
 
 func (ch *channel) spawnIn(group *sync.WaitGroup, f func()) {
-	group.Go(func() { guard(ch.log, f, func() { ch.cancel(errInside) }) })
+	group.Go(func() { fault.Guard(ch.log, f, func() { ch.cancel(errInside) }) })
 }
 
 // serveWith is spawn for f, which is a servant of the command.

@@ -13,6 +13,7 @@ import (
 	gossh "golang.org/x/crypto/ssh"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -58,7 +59,7 @@ func (s *Server) forward(ctx ssh.Context, _ *ssh.Server, req *gossh.Request) (ok
 	c := connOf(ctx)
 	sc, _ := ctx.Value(ssh.ContextKeyConn).(*gossh.ServerConn) // the library has set it before any request
 	defer c.asked()()
-	guard(c.log, func() {
+	fault.Guard(c.log, func() {
 		switch req.Type {
 		case "tcpip-forward":
 			ok, payload = c.forwardTCP(sc, req.Payload)
@@ -92,14 +93,18 @@ func (c *conn) asked() (answered func()) {
 		c.settled = make(chan struct{})
 	}
 	return func() {
-		time.AfterFunc(lull, func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if c.asks == this {
-				close(c.settled)
-				c.settled = nil
-			}
-		})
+		time.AfterFunc(lull, func() { c.calm(this) })
+	}
+}
+
+// calm notes that the client has asked nothing about forwards since the asks-th
+// request, if that is so.
+func (c *conn) calm(asks int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asks == asks {
+		close(c.settled)
+		c.settled = nil
 	}
 }
 
@@ -240,22 +245,26 @@ func (c *conn) add(sc *gossh.ServerConn, a *sessions.Attachment, key string, r *
 	}
 	c.remotes[key], r.att = r, a
 	for _, l := range r.listeners {
-		c.work.Go(func() { guard(c.log, func() { c.accept(sc, r, l) }, func() { _ = c.Close() }) })
+		c.work.Go(func() { fault.Guard(c.log, func() { c.accept(sc, r, l) }, func() { _ = c.Close() }) })
 	}
-	c.work.Go(func() {
-		select {
-		case <-r.closed:
-		case <-c.ctx.Done():
-		case <-a.Ended():
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.remotes[key] == r {
-			delete(c.remotes, key)
-		}
-		r.close()
-	})
+	c.work.Go(func() { fault.Guard(c.log, func() { c.expire(key, r, a) }, func() { _ = c.Close() }) })
 	return true
+}
+
+// expire removes r, which is called key, once it is closed or the connection or
+// a's session ends.
+func (c *conn) expire(key string, r *remote, a *sessions.Attachment) {
+	select {
+	case <-r.closed:
+	case <-c.ctx.Done():
+	case <-a.Ended():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.remotes[key] == r {
+		delete(c.remotes, key)
+	}
+	r.close()
 }
 
 // cancel closes the connection's remote of that name.
@@ -293,7 +302,7 @@ func (c *conn) accept(sc *gossh.ServerConn, r *remote, l net.Listener) {
 		}
 		go func() {
 			defer c.closed()
-			guard(c.log, func() { c.call(sc, r, far) }, func() { _ = c.Close() })
+			fault.Guard(c.log, func() { c.call(sc, r, far) }, func() { _ = c.Close() })
 		}()
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"sync"
 
 	"github.com/gliderlabs/ssh"
@@ -176,7 +175,7 @@ func (s *Server) accept(ctx ssh.Context, nc net.Conn) net.Conn {
 		s.startups.release(from)
 		return nil
 	}
-	s.conns.Go(func() { c.watch(limits) })
+	s.conns.Go(func() { fault.Guard(c.log, func() { c.watch(limits) }, func() { _ = c.Close() }) })
 	ctx.SetValue(connKey{}, c)
 	return c
 }
@@ -188,16 +187,4 @@ func (s *Server) reject(_ *ssh.Server, _ *gossh.ServerConn, nc gossh.NewChannel,
 		return
 	}
 	_ = nc.Reject(gossh.UnknownChannelType, "unknown channel type")
-}
-
-// guard runs f. A panic in it ends f and nothing else: it is logged, and
-// failed is called.
-func guard(log *slog.Logger, f, failed func()) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Error("panic", "err", fmt.Sprint(p), "stack", string(debug.Stack()))
-			failed()
-		}
-	}()
-	f()
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
 	"golang.org/x/sys/unix"
 )
@@ -53,7 +54,7 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	go p.watch()
+	go func() { fault.Guard(nil, p.watch, func() { p.ended(fmt.Errorf("%w: the gateway failed", ErrGone)) }) }()
 	return p, nil
 }
 

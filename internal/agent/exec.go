@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
 	"golang.org/x/sys/unix"
 )
@@ -253,18 +254,15 @@ func (s *Server) asUser(f func() error) error {
 	}
 	errs := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread dies, and the credentials with it.
-		runtime.LockOSThread()
-		err := errors.New("the agent failed")
-		defer func() {
-			if p := recover(); p != nil {
-				s.Log.Error("panicked as the user", "panic", p)
+		fault.Guard(s.Log, func() {
+			// Never unlocked: the thread dies, and the credentials with it.
+			runtime.LockOSThread()
+			err := s.who.become()
+			if err == nil {
+				err = f()
 			}
 			errs <- err
-		}()
-		if err = s.who.become(); err == nil {
-			err = f()
-		}
+		}, func() { errs <- errors.New("the agent failed") })
 	}()
 	return <-errs
 }

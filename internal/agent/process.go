@@ -119,6 +119,13 @@ func (p *Process) watch() {
 	default:
 		p.exit = *m.Exited
 	}
+	p.ended(p.err)
+}
+
+// ended tells those who wait that the command has ended, with err if it is not
+// known how.
+func (p *Process) ended(err error) {
+	p.err = err
 	if p.terminal != nil {
 		_ = p.terminal.master.SetReadDeadline(time.Unix(1, 0)) // wakes who reads
 	}

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ds01/ds01/internal/fault"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,7 +111,7 @@ func (c *child) tell() {
 	}
 	f, status := c.told, *c.status
 	c.told = nil
-	c.r.reports.Go(func() { f(status) })
+	c.r.reports.Go(func() { fault.Guard(nil, func() { f(status) }, nil) })
 }
 
 // signal sends sig to the foreground process group of c's terminal, or to c's

@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
 	"golang.org/x/sys/unix"
 )
@@ -148,7 +148,12 @@ func (s *Server) accept(l *fdmsg.Listener) error {
 		conn, err := l.Accept()
 		switch {
 		case err == nil:
-			go s.serve(conn)
+			go func() {
+				defer conn.Close()
+				fault.Guard(s.Log, func() { s.serve(conn) }, func() {
+					s.answer(conn, &Error{Kind: Other, Text: "the agent failed"})
+				})
+			}()
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		default: // out of descriptors or memory, for a while
@@ -160,14 +165,7 @@ func (s *Server) accept(l *fdmsg.Listener) error {
 
 // serve serves one connection, which is one operation.
 func (s *Server) serve(conn *fdmsg.Conn) {
-	defer conn.Close()
 	defer s.slots.Add(-1)
-	defer func() {
-		if p := recover(); p != nil {
-			s.Log.Error("operation panicked", "panic", p, "stack", string(debug.Stack()))
-			s.answer(conn, &Error{Kind: Other, Text: "the agent failed"})
-		}
-	}()
 	wait, busy := requestWait, s.slots.Add(1) > maxOperations
 	if busy {
 		wait = time.Second

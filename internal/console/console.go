@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/ds01/ds01/gpu"
@@ -119,19 +118,21 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	}
 	c := &call{Backend: b, IO: streams, ctx: ctx, caller: caller}
 	if streams.TTY {
-		c.screen = &screen{w: streams.Stdout, rows: streams.Rows, redraws: streams.obeys() && streams.Columns > 0}
+		c.screen = &screen{log: b.Log, w: streams.Stdout, rows: streams.Rows, redraws: streams.obeys() && streams.Columns > 0}
 		c.screen.elsewhere.Store(caller.Inside != nil)
 		c.Stdout = c.screen
 		defer b.screens.add(c.screen)()
 	}
 	// The words come from anyone with an account, and are parsed by libraries:
 	// a mistake there must not end everybody's connections.
-	defer func() {
-		if p := recover(); p != nil {
-			b.Log.Error("a command panicked", "user", caller.User, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
-			exit = streams.report(fault.For(fmt.Errorf("panic: %v", p)))
-		}
-	}()
+	fault.Guard(b.Log.With("user", caller.User), func() { exit = c.execute(args) }, func() {
+		exit = streams.report(fault.For(errors.New("panic")))
+	})
+	return exit
+}
+
+// execute runs the command that args spell.
+func (c *call) execute(args []string) (exit int) {
 	err := Execute(c.tree(), args, c.IO)
 	if err == nil {
 		return 0
@@ -139,14 +140,14 @@ func (b *Backend) Run(ctx context.Context, caller Caller, args []string, streams
 	if shell, ok := errors.AsType[exited](err); ok {
 		return int(shell)
 	}
-	if errors.Is(err, syscall.EPIPE) || ctx.Err() != nil {
+	if errors.Is(err, syscall.EPIPE) || c.ctx.Err() != nil {
 		return fault.ExitFailed // nobody reads any more
 	}
 	f := faultOf(err)
 	if f.Err != nil {
-		b.Log.Warn("a command failed", "user", caller.User, "say", f.Say, "err", f.Err)
+		c.Log.Warn("a command failed", "user", c.caller.User, "say", f.Say, "err", f.Err)
 	}
-	return streams.report(f)
+	return c.report(f)
 }
 
 // faultOf is what to tell a person about err, which may be the database's own.

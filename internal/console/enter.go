@@ -108,9 +108,10 @@ func (d *desk) carry(a *sessions.Attachment, proc sessions.Process) (sessions.Ex
 		err  error
 	}
 	ended, drained := make(chan ending, 1), make(chan struct{})
-	work.Go(func() { _, _ = io.Copy(proc.Stdin(), noted{std[0], func(int) { a.Touch() }}) })
-	work.Go(func() { defer close(drained); _, _ = io.Copy(std[1], noted{proc.Stdout(), a.Carried}) })
-	work.Go(func() { exit, err := proc.Wait(); ended <- ending{exit, err} })
+	spawn := func(f func()) { work.Go(func() { fault.Guard(d.b.Log, f, cancel) }) }
+	spawn(func() { _, _ = io.Copy(proc.Stdin(), noted{std[0], func(int) { a.Touch() }}) })
+	spawn(func() { defer close(drained); _, _ = io.Copy(std[1], noted{proc.Stdout(), a.Carried}) })
+	spawn(func() { exit, err := proc.Wait(); ended <- ending{exit, err} })
 	var repaint sessions.Repaint
 	if announced := a.Announced(); announced != "" {
 		_, _ = fmt.Fprintf(std[1], "\r\nds01: %s\r\n", plain(announced))

@@ -9,6 +9,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -173,7 +174,7 @@ const (
 func (c *call) newBuildScreen() *buildScreen {
 	s := &buildScreen{c: c, stop: make(chan struct{})}
 	if c.TTY {
-		s.ended.Go(s.draw)
+		s.ended.Go(func() { fault.Guard(c.Log, s.draw, nil) })
 	}
 	return s
 }

@@ -93,14 +93,16 @@ func (m *menu) choose() (open *sessions.Project, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for {
-			select {
-			case size := <-resized:
-				p.Send(tea.WindowSizeMsg{Width: int(size.Columns), Height: int(size.Rows)})
-			case <-ctx.Done():
-				return
+		fault.Guard(c.Log, func() {
+			for {
+				select {
+				case size := <-resized:
+					p.Send(tea.WindowSizeMsg{Width: int(size.Columns), Height: int(size.Rows)})
+				case <-ctx.Done():
+					return
+				}
 			}
-		}
+		}, cancel)
 	}()
 	_, err = p.Run()
 	cancel()

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // A screen is the terminal of somebody at the console. Commands write to it as
@@ -14,6 +17,7 @@ import (
 // is drawn again in place. What an admin has everybody read comes in between,
 // and stays.
 type screen struct {
+	log     *slog.Logger
 	rows    int
 	redraws bool // whether it obeys escapes
 
@@ -39,16 +43,7 @@ type screens struct {
 // add begins to show messages on s; the function that it returns ends that.
 func (all *screens) add(s *screen) (remove func()) {
 	s.notices, s.stop = make(chan string, 4), make(chan struct{})
-	s.done.Go(func() {
-		for {
-			select {
-			case line := <-s.notices:
-				s.tell(line)
-			case <-s.stop:
-				return
-			}
-		}
-	})
+	s.done.Go(func() { fault.Guard(s.log, s.showNotices, nil) })
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if all.all == nil {
@@ -61,6 +56,18 @@ func (all *screens) add(s *screen) (remove func()) {
 		all.mu.Unlock()
 		close(s.stop)
 		s.done.Wait()
+	}
+}
+
+// showNotices shows what others announce, until stop.
+func (s *screen) showNotices() {
+	for {
+		select {
+		case line := <-s.notices:
+			s.tell(line)
+		case <-s.stop:
+			return
+		}
 	}
 }
 

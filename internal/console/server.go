@@ -80,7 +80,7 @@ func (s *Server) serveAll(ctx context.Context, l listener) error {
 		}
 		s.live.Go(func() {
 			defer conn.Close()
-			s.serve(ctx, conn)
+			fault.Guard(s.Log, func() { s.serve(ctx, conn) }, nil)
 		})
 	}
 }
@@ -130,7 +130,10 @@ func (s *Server) serve(ctx context.Context, conn *fdmsg.Conn) {
 	defer release()
 	client := &client{ctx: ctx, conn: conn, answers: make(chan answer), sizes: make(chan sessions.Size, 1)}
 	var reader sync.WaitGroup
-	reader.Go(func() { defer cancel(); client.read() })
+	reader.Go(func() {
+		defer cancel()
+		fault.Guard(s.Log, client.read, nil)
+	})
 
 	exit := s.run(ctx, peer.Uid, req, IO{
 		Stdin: std[0], Stdout: std[1], Stderr: std[2],

@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"cmd/ds01-agent":        {"internal/agent", "internal/door", "internal/fault"},
 	"gateway":               {"sessions", "keys", "internal/config", "internal/fault", "internal/observe"},
 	"gpu":                   {"internal/db"},
-	"internal/agent":        {"internal/fdmsg"},
+	"internal/agent":        {"internal/fault", "internal/fdmsg"},
 	"internal/bench":        {"internal/db"},
 	"internal/config":       {},
 	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/db", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
