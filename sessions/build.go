@@ -153,7 +153,7 @@ func (m *Manager) buildOf(ctx context.Context, p Project) (Build, error) {
 		Workspace: workspace.path(),
 		UID:       account.UID,
 		GID:       account.GID,
-		Allows:    func(ref string) error { return m.allows(account, ref) },
+		Allows:    func(ref string) error { return m.allows(ctx, m.DB, account, ref) },
 		Bounds:    cfg.Build,
 		CPUs:      account.Policy.CPUs,
 	}, nil

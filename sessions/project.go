@@ -211,7 +211,7 @@ func (m *Manager) check(ctx context.Context, p Project) (Account, error) {
 			"%q cannot be an image's name", p.Image)
 	}
 	if p.Image != "" {
-		err = m.allows(account, p.Image)
+		err = m.allows(ctx, m.DB, account, p.Image)
 	}
 	return account, err
 }

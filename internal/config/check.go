@@ -44,6 +44,7 @@ func check(c *Config, lines map[string]int, p *Problems) {
 	k.machine(c)
 	k.notify(c.Notify)
 	k.images("images", c.Images)
+	k.registries(c.Registries)
 	k.build(c.Build)
 	k.limits("limits", c.Limits)
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {

@@ -18,7 +18,8 @@ type Config struct {
 	Homes       string             `yaml:"homes"`      // template: {user}
 	Home        Home               `yaml:"home"`
 	Image       string             `yaml:"image"`
-	Images      []string           `yaml:"images"` // patterns of what projects may name and build from
+	Images      []string           `yaml:"images"`     // patterns of what projects may name and build from
+	Registries  []string           `yaml:"registries"` // hosts that images may come from
 	Build       Build              `yaml:"build"`
 	Agent       string             `yaml:"agent"`
 	Docker      Docker             `yaml:"docker"`
@@ -131,7 +132,9 @@ type Policy struct {
 	Limits
 	Image  string   // "" is the site's
 	Images []string // what projects may name and build from: see AllowsImage
-	Root   bool     // whether shells run as root in the container
+
+	Registries []string // where images may come from: see AllowsRegistry
+	Root       bool     // whether shells run as root in the container
 }
 
 // An Overlay is the part of a Policy that a role's or user's entry sets. What
@@ -174,12 +177,15 @@ func Default() *Config {
 		Home:        Home{Persist: []string{".vscode-server", ".cursor-server", ".cache/JetBrains"}},
 		Image:       "ds01/base:latest",
 		Images:      []string{"*"},
-		Build:       Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
-		Docker:      Docker{Firewall: true},
-		GPUs:        GPUs{Probe: "auto", SimulatedMIG: []string{}},
-		Patience:    Duration(2 * time.Minute),
-		UIDs:        UIDs{First: 200000, Last: 299999},
-		Notify:      Notify{Command: []string{}, CommandUser: "nobody"},
+		Registries: []string{
+			"docker.io", "ghcr.io", "quay.io", "nvcr.io", "gcr.io", "public.ecr.aws", "mcr.microsoft.com", "registry.gitlab.com",
+		},
+		Build:    Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
+		Docker:   Docker{Firewall: true},
+		GPUs:     GPUs{Probe: "auto", SimulatedMIG: []string{}},
+		Patience: Duration(2 * time.Minute),
+		UIDs:     UIDs{First: 200000, Last: 299999},
+		Notify:   Notify{Command: []string{}, CommandUser: "nobody"},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
 			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
@@ -218,7 +224,7 @@ func Default() *Config {
 // Policy returns what user, who has role, gets. Names that the file does not
 // mention add nothing.
 func (c *Config) Policy(role, user string) Policy {
-	p := Policy{Limits: c.Limits, Images: c.Images}
+	p := Policy{Limits: c.Limits, Images: c.Images, Registries: c.Registries}
 	p.overlay(c.Roles[role])
 	p.overlay(c.Users[user])
 	return p

@@ -79,7 +79,7 @@ users:
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := Policy{Limits: c.Limits, Images: c.Images}
+	base := Policy{Limits: c.Limits, Images: c.Images, Registries: c.Registries}
 	researcher := base
 	researcher.GPUs, researcher.IdleTimeout, researcher.Image, researcher.Root = 4, 0, "site/cuda", true
 	bob := researcher

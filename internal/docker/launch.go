@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 
 	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -135,6 +136,7 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err != nil {
 		return "", err
 	}
+	spec.Image = info.ID // what has been looked at; the name may lead elsewhere by now
 	step(sessions.Step{Name: sessions.StepCreating})
 	var set []string
 	if info.Config != nil {
@@ -170,12 +172,12 @@ func (r *Runtime) Fetch(ctx context.Context, ref string, step func(sessions.Step
 // image returns what there is to know of image ref. It pulls it if it is not on this
 // machine.
 func (r *Runtime) image(ctx context.Context, ref string, step func(sessions.Step)) (image.InspectResponse, error) {
-	info, err := r.docker.ImageInspect(ctx, ref)
+	info, err := r.docker.ImageInspect(ctx, fullName(ref))
 	if errdefs.IsNotFound(err) {
 		if err := r.pull(ctx, ref, step); err != nil {
 			return info, err
 		}
-		info, err = r.docker.ImageInspect(ctx, ref)
+		info, err = r.docker.ImageInspect(ctx, fullName(ref))
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -184,6 +186,15 @@ func (r *Runtime) image(ctx context.Context, ref string, step func(sessions.Step
 		return info, r.refused("make", err)
 	}
 	return info, nil
+}
+
+// fullName returns ref with its registry and tag, which no engine takes for the
+// beginning of an image's ID. An ID, which only the site may name, stays as it is.
+func fullName(ref string) string {
+	if name, err := config.ParseImage(ref); err == nil {
+		return name.Full
+	}
+	return ref
 }
 
 // create creates the container and returns its ID.

@@ -28,11 +28,11 @@ type pullMessage struct {
 // pull fetches ref from its registry, telling step how far it is. Launches
 // that pull the same image at once share the engine's downloads.
 func (r *Runtime) pull(ctx context.Context, ref string, step func(sessions.Step)) error {
-	if strings.HasPrefix(ref, sessions.BuiltImages+":") { // in a registry it would be a stranger's
+	if strings.HasPrefix(fullName(ref), "docker.io/"+sessions.BuiltImages+":") { // in a registry it would be a stranger's
 		return fault.New(fault.ExitFailed, "build it again: image build, on the console", "the image %s is not on this machine any more", printable(ref))
 	}
 	step(sessions.Step{Name: sessions.StepPulling})
-	body, err := r.docker.ImagePull(ctx, ref, image.PullOptions{})
+	body, err := r.docker.ImagePull(ctx, fullName(ref), image.PullOptions{})
 	if err == nil {
 		err = readPull(body, func(detail string) {
 			step(sessions.Step{Name: sessions.StepPulling, Detail: detail})
