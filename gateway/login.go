@@ -42,8 +42,7 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	s := ch.conn.s
 	p, err := s.Sessions.Find(ch.ctx, ch.who.user, name)
 	f, ok := errors.AsType[*fault.Error](err)
-	switch {
-	case err == nil, !ok || f.Exit != fault.ExitNoSuch:
+	if err == nil || !ok || f.Exit != fault.ExitNoSuch {
 		return p, err
 	}
 	mine, err := s.Sessions.Projects(ch.ctx, ch.who.user)
@@ -51,20 +50,30 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 		return p, err
 	}
 	own := strings.TrimPrefix(name, ch.who.user+".")
-	control := s.Config().ControlName
-	valid := validOwn.MatchString(own) && own != control
+	near := fault.Nearest(own, ch.names(mine))
 	if !ch.pty || !ch.shell {
-		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@HOST project list", shorten(name), control)
-		if near := fault.Nearest(name, ch.names(mine)); near != "" {
+		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@HOST project list", shorten(name), s.Config().ControlName)
+		if near != "" {
 			noSuch.Hint = "did you mean " + near + "?"
 		}
 		return p, noSuch
 	}
-	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(name))
-	if list := ch.list(mine); list != "" {
+	return ch.offer(own, near, ch.list(mine), name)
+}
+
+// offer asks a person at a terminal whether to create the project own, since there
+// is none of the name that they typed. Enter creates it, unless a name that they
+// have is near: then they have more likely mistyped that.
+func (ch *channel) offer(own, near, list, typed string) (p sessions.Project, err error) {
+	noSuch := fault.New(fault.ExitNoSuch, "", "no project %q", shorten(typed))
+	switch {
+	case near != "":
+		noSuch.Hint = "did you mean " + near + "?"
+	case list != "":
 		noSuch.Hint = "yours: " + list
 	}
-	if !valid {
+	control := ch.conn.s.Config().ControlName
+	if !validOwn.MatchString(own) || own == control {
 		if !strings.Contains(own, ".") && own != control {
 			noSuch.Say += "; a name has lower-case letters, digits and -, at most 63"
 		}
@@ -74,14 +83,20 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	if noSuch.Hint != "" {
 		ch.print("ds01: " + noSuch.Hint)
 	}
-	yes, err := ch.ask(fmt.Sprintf("ds01: create %s now? [Y/n] ", own))
+	question := fmt.Sprintf("ds01: create %s now? [Y/n] ", own)
+	if near != "" {
+		question = fmt.Sprintf("ds01: create %s, a new project? [y/N] ", own)
+	}
+	yes, err := ch.ask(question, near == "")
 	switch {
 	case err != nil:
 		return p, err
-	case !yes:
-		return p, fault.New(fault.ExitNoSuch, "", "nothing was created")
+	case yes:
+		return ch.create(own)
+	case near != "":
+		return p, fault.New(fault.ExitNoSuch, fmt.Sprintf("log in to the other one with: ssh %s@HOST", near), "nothing was created")
 	}
-	return ch.create(own)
+	return p, fault.New(fault.ExitNoSuch, "", "nothing was created")
 }
 
 // list names projects in a line.
@@ -125,8 +140,9 @@ func (ch *channel) create(name string) (sessions.Project, error) {
 	return p, err
 }
 
-// ask puts a question that is answered with one key; Enter is yes.
-func (ch *channel) ask(question string) (yes bool, err error) {
+// ask puts a question that is answered with one key. enter is what the Enter key
+// answers.
+func (ch *channel) ask(question string, enter bool) (yes bool, err error) {
 	ch.write(clean(question))
 	for {
 		select {
@@ -136,8 +152,14 @@ func (ch *channel) ask(question string) (yes bool, err error) {
 				return false, nil
 			}
 			for i, key := range b {
+				if key == '\r' || key == '\n' {
+					key = 'n'
+					if enter {
+						key = 'y'
+					}
+				}
 				switch key {
-				case 'y', 'Y', '\r', '\n':
+				case 'y', 'Y':
 					ch.write("yes\r\n")
 					ch.keep(b[i+1:])
 					return true, nil

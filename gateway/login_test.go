@@ -21,8 +21,9 @@ func manyGPUs(c *config.Config, _ *Server) { c.Limits.GPUs, c.Limits.Sessions = 
 
 func TestCreateAtLogin(t *testing.T) {
 	w := newWorld(t, manyGPUs)
+	names := []string{"idea", "museum", "parser", "galaxy"}
 	for i, answer := range []string{"y", "Y", "\r", "x?5\n"} { // other keys are no answer
-		name := fmt.Sprint("idea-", i)
+		name := names[i]
 		login := name
 		if i == 1 {
 			login = "alice." + name
@@ -54,6 +55,37 @@ func TestTypedWhileLaunching(t *testing.T) {
 	release()
 	if r := tty.ends(); r.exit != 5 || !strings.Contains(r.out, "typed-2\r\n") {
 		t.Errorf("%v", r)
+	}
+}
+
+// A name that is near one that is there has more likely been mistyped: Enter
+// creates nothing then.
+func TestNearNameAtLogin(t *testing.T) {
+	w := newWorld(t, manyGPUs)
+	for _, login := range []string{"theisis", "alice.thesys", "my-thesis", "thesis2"} {
+		for answer, want := range map[string]int{"\r": 4, "x\n": 4, "n": 4, "\x03": 130} {
+			tty := w.terminal(w.dial("alice", login), "")
+			tty.shows(fmt.Sprintf("ds01: no project %q\r\nds01: did you mean thesis?\r\n", login))
+			tty.shows(fmt.Sprintf("ds01: create %s, a new project? [y/N] ", strings.TrimPrefix(login, "alice.")))
+			tty.press(answer)
+			r := tty.ends()
+			if said := strings.Contains(r.out, "ds01: log in to the other one with: ssh thesis@HOST\r\n"); r.exit != want || said != (want == 4) {
+				t.Errorf("%s, %q: %v; want exit %d", login, answer, r, want)
+			}
+		}
+		if r := exec(t, w.dial("alice", login), "true"); r.exit != 4 || !strings.Contains(r.errs, "\nds01: did you mean thesis?\n") {
+			t.Errorf("%s without a terminal: %v", login, r)
+		}
+	}
+	if all, err := w.Sessions.Projects(t.Context(), "alice"); err != nil || len(all) != 1 {
+		t.Errorf("projects %+v, %v; want thesis alone", all, err)
+	}
+
+	tty := w.terminal(w.dial("alice", "thesis2"), "")
+	tty.shows("[y/N] ")
+	tty.press("yexit 6\n")
+	if r := tty.ends(); r.exit != 6 {
+		t.Errorf("y: %v; want a shell in the new project", r)
 	}
 }
 

@@ -194,7 +194,7 @@ func (c *call) listKeys(whose string) error {
 	case whose == "" && !c.caller.Admin:
 		whose = c.caller.User
 	case whose != "" && whose != c.caller.User && !c.caller.Admin:
-		return explain(keys.ErrNoUser, whose)
+		return c.explainUser(keys.ErrNoUser, whose)
 	}
 	all, err := c.Keys.Keys(c.ctx, whose)
 	if err != nil {

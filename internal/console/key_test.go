@@ -107,6 +107,9 @@ func TestNearestName(t *testing.T) {
 		line, want string
 	}{
 		{alice, "project show thesi", "ds01: no project \"thesi\"\nds01: did you mean thesis?\n"},
+		{alice, "project show alice.thesys", "ds01: no project \"alice.thesys\"\nds01: did you mean thesis?\n"},
+		{alice, "container show my-thesis", "ds01: no project \"my-thesis\"\nds01: did you mean thesis?\n"},
+		{alice, "project share thesis bbo", "ds01: no user \"bbo\"\nds01: check the spelling, or ask your administrator to add them\n"},
 		{carol, "container retire alice.tehsis", "ds01: no project \"alice.tehsis\"\nds01: did you mean alice.thesis?\n"},
 		{bob, "project show alice.thesi", "ds01: no project \"alice.thesi\"\nds01: list yours with: project list\n"},
 		{bob, "key list alica", "ds01: no user \"alica\"\n"},
@@ -117,6 +120,22 @@ func TestNearestName(t *testing.T) {
 	} {
 		if _, stderr, exit := do(t, b, tt.caller, tt.line); exit != fault.ExitNoSuch || stderr != tt.want {
 			t.Errorf("%s: exit %d, %q; want %q", tt.line, exit, stderr, tt.want)
+		}
+	}
+
+	// Whoever shares a project knows of each other, and of no others.
+	ok(t, b, alice, "project share thesis bob")
+	for line, want := range map[string]string{
+		"project share thesis bbo":  "ds01: no user \"bbo\"\nds01: did you mean bob?\n",
+		"project share thesis carl": "ds01: no user \"carl\"\nds01: check the spelling, or ask your administrator to add them\n",
+		"container show thesys":     "ds01: no project \"thesys\"\nds01: did you mean alice.thesis?\n",
+	} {
+		who := alice
+		if strings.Contains(want, "alice.") {
+			who = bob
+		}
+		if _, stderr, exit := do(t, b, who, line); exit != fault.ExitNoSuch || stderr != want {
+			t.Errorf("%s as %s: exit %d, %q; want %q", line, who.User, exit, stderr, want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package console
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
@@ -21,9 +22,31 @@ func near(err error, name string, names func() []string) error {
 	return f
 }
 
+// nearProject is near for the name of a project.
+func (c *call) nearProject(err error, name string) error {
+	return near(err, strings.TrimPrefix(name, c.caller.User+"."), c.projectNames)
+}
+
 // explainUser is explain for an error about the user that was named.
 func (c *call) explainUser(err error, name string) error {
-	return near(explain(err, name), name, c.userNames)
+	return near(explain(err, name), name, c.knownUsers)
+}
+
+// knownUsers returns whom the caller may know of: everybody for admins, and for
+// others those with whom they share a project.
+func (c *call) knownUsers() (names []string) {
+	if c.caller.Admin {
+		return c.userNames()
+	}
+	projects, _ := c.ownProjects() // a suggestion is no place for errors
+	members, _ := c.Sessions.Members(c.ctx, projects...)
+	for _, p := range projects {
+		names = append(names, p.Owner)
+		for _, m := range members[p.ID] {
+			names = append(names, m.User)
+		}
+	}
+	return names
 }
 
 // explain puts errors of package keys in words. what is the user or key that

@@ -48,12 +48,12 @@ func (c *call) find(name string) (sessions.Project, error) {
 	switch {
 	case c.caller.Admin && dotted:
 		p, err := c.Sessions.Find(c.ctx, owner, name)
-		return p, near(err, name, c.projectNames)
+		return p, c.nearProject(err, name)
 	case c.caller.User == "":
 		return sessions.Project{}, fault.New(fault.ExitUsage, "", "whose %s is it? name it OWNER.%s", name, name)
 	}
 	p, err := c.Sessions.Find(c.ctx, c.caller.User, name)
-	return p, near(err, name, c.projectNames)
+	return p, c.nearProject(err, name)
 }
 
 // findOwn is find for what only the owner and admins may do.

@@ -95,7 +95,7 @@ func (c *call) projectShare() *cobra.Command {
 			}
 			changed, err := c.Sessions.Share(c.ctx, c.caller.name(), p, args[1], readOnly)
 			if err != nil {
-				return err
+				return near(err, args[1], c.knownUsers)
 			}
 			said := "shared %s with %s"
 			if !changed {
@@ -137,7 +137,7 @@ func (c *call) projectUnshare() *cobra.Command {
 					return err
 				}
 				if _, err := c.Keys.User(c.ctx, args[1]); err != nil {
-					return explain(err, args[1])
+					return c.explainUser(err, args[1])
 				}
 			}
 			changed, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, args[1])

@@ -3,20 +3,55 @@ package fault
 import "strings"
 
 // Nearest returns the one of names that somebody who typed name has most likely
-// meant, or "" if none is near.
+// meant, or "" if none is near. Upper case and separators count for nothing, and
+// an owner may be left out: VISION and my_vision are near bob.vision.
 func Nearest(name string, names []string) string {
-	best, nearest := 1+max(1, min(len(name)/3, 3)), ""
+	typed := folded(name)
+	least, nearest := -1, ""
 	for _, one := range names {
-		if d := distance(strings.ToLower(name), strings.ToLower(one), best); d < best && one != name {
-			best, nearest = d, one
+		if one == name {
+			continue
+		}
+		forms := []string{one}
+		if dot := strings.LastIndexByte(one, '.'); dot >= 0 && !strings.Contains(name, ".") {
+			forms = append(forms, one[dot+1:])
+		}
+		for _, form := range forms {
+			known := folded(form)
+			longer := max(len(typed), len(known))
+			limit := min(max(1, longer/3), 3)
+			if least >= 0 {
+				limit = min(limit, least-1)
+			}
+			// Names without a letter in common are not near, however short.
+			if d := distance(typed, known, limit+1); d <= limit && d < longer {
+				least, nearest = d, one
+			}
 		}
 	}
 	return nearest
 }
 
+// maxTyped is how much of a name is looked at: strangers' are as long as they like.
+const maxTyped = 128
+
+// folded returns the letters of name in which two names differ for a person.
+func folded(name string) []rune {
+	all := make([]rune, 0, min(len(name), maxTyped))
+	for _, r := range strings.ToLower(name) {
+		if strings.ContainsRune("-_./ ", r) {
+			continue
+		}
+		if all = append(all, r); len(all) == maxTyped {
+			break
+		}
+	}
+	return all
+}
+
 // distance is how many letters are to be changed, added, left out, or swapped
 // with their neighbour to make b of a, or at least enough if that is reached.
-func distance(a, b string, enough int) int {
+func distance(a, b []rune, enough int) int {
 	if abs(len(a)-len(b)) >= enough {
 		return enough
 	}
