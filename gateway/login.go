@@ -49,7 +49,10 @@ func (ch *channel) findNamed(name string) (sessions.Project, error) {
 	if err != nil {
 		return p, err
 	}
-	own := strings.TrimPrefix(name, ch.who.user+".")
+	own := name
+	if ref, ok := sessions.ParseRef(name); ok && ref.Owner == ch.who.user {
+		own = ref.Name
+	}
 	near := fault.Nearest(own, ch.names(mine))
 	if !ch.pty || !ch.shell {
 		noSuch := fault.New(fault.ExitNoSuch, "", "no project %q; see yours with: ssh %s@HOST project list", shorten(name), s.Config().ControlName)

@@ -30,7 +30,7 @@ func (s *Store) Plan(ctx context.Context, list []NewUser) (users []User, errs []
 		u := User{Name: n.Name, Role: n.Role, Created: now}
 		var err error
 		switch {
-		case !userName.MatchString(n.Name):
+		case CheckName(n.Name) != nil:
 			err = ErrUserName
 		case n.Role == "":
 			err = ErrNoRole

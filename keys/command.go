@@ -124,14 +124,15 @@ func (a *asker) find(ctx context.Context, found *answer, line []string, as strin
 		return
 	}
 	output, err := a.run(ctx, line, as)
-	name := strings.TrimSpace(output)
+	printed := strings.TrimSpace(output)
+	name := strings.ToLower(printed) // to a directory, upper and lower case are the same
 	switch {
 	case ctx.Err() != nil:
 		found.err = fmt.Errorf("%s has not answered in %v", line[0], commandTime)
 	case err != nil:
 		found.err = fmt.Errorf("%s: %w", line[0], err)
-	case name != "" && !userName.MatchString(name):
-		found.err = fmt.Errorf("%s prints %.80q, which is no user's name", line[0], name)
+	case name != "" && CheckName(name) != nil:
+		found.err = fmt.Errorf("%s prints %.80q, which is no user's name", line[0], printed)
 	default:
 		found.name = name
 	}

@@ -17,7 +17,7 @@ var (
 	// ErrUserExists is a user name that is taken.
 	ErrUserExists = errors.New("the user exists already")
 	// ErrUserName is a name that no user can have.
-	ErrUserName = errors.New("a user name has up to 32 of a-z, 0-9, - and _, and does not begin with -")
+	ErrUserName = errors.New("a user name has up to 64 of a-z, 0-9, -, _ and single dots, and may end in @DOMAIN")
 	// ErrNoRole is a user without a role.
 	ErrNoRole = errors.New("a user needs a role")
 	// ErrUID is a uid or gid that no user can have: root's, or no ID at all.
@@ -66,13 +66,19 @@ type NewUser struct {
 	Keys       []Key // as Parse returns them
 }
 
-// userName allows what host accounts are called, and nothing that means
-// something in a path, a login name or a host name's label.
-var userName = regexp.MustCompile(`^[a-z0-9_][a-z0-9_-]{0,31}$`)
+// maxName is how long a user's name may be. The name is part of paths, and of an
+// image's tag, where 128 characters must do for it and a project's.
+const maxName = 64
+
+// userName allows what host accounts and people in directories (LDAP, Active
+// Directory) are called: alice, alice.smith, alice.smith@uni.example. It allows nothing
+// that means something in a path or in a line of /etc/passwd. There are no upper-case
+// letters, so that no two names differ by their case alone.
+var userName = regexp.MustCompile(`^[a-z0-9_][a-z0-9_-]*(\.[a-z0-9_][a-z0-9_-]*)*(@[a-z0-9][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)*)?$`)
 
 // CheckName returns ErrUserName unless somebody may be called name.
 func CheckName(name string) error {
-	if !userName.MatchString(name) {
+	if len(name) > maxName || !userName.MatchString(name) {
 		return ErrUserName
 	}
 	return nil

@@ -58,7 +58,7 @@ func NewStore(d *sql.DB, firstUID, lastUID int) *Store {
 // ErrRange, ErrKeyTaken.
 func (s *Store) Add(ctx context.Context, n NewUser) (User, error) {
 	switch {
-	case !userName.MatchString(n.Name):
+	case CheckName(n.Name) != nil:
 		return User{}, ErrUserName
 	case n.Role == "":
 		return User{}, ErrNoRole

@@ -3,6 +3,8 @@ package sessions
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -14,6 +16,26 @@ import (
 // BuiltImages is the repository of the images that are built here; their tags
 // name owner, project and content: ds01/project:alice.thesis.0a1b2c3d4e5f.
 const BuiltImages = "ds01/project"
+
+// maxTag is how long an image's tag may be, and contentDigits how much of the
+// hash of what an image is built from is in it.
+const (
+	maxTag        = 128
+	contentDigits = 12
+)
+
+// BuiltRef returns the name of the image that is built for project from what has
+// the given hash. No two projects have the same: a tag has no @, for which .. stands,
+// which no user's name has. A project's name that does not fit is cut and hashed.
+func BuiltRef(project Ref, content string) string {
+	owner, name := strings.ReplaceAll(project.Owner, "@", ".."), project.Name
+	if room := maxTag - len(owner) - len("..") - contentDigits; len(name) > room {
+		sum := sha256.Sum256([]byte(name))
+		hash := "_" + hex.EncodeToString(sum[:8]) // which no project's name has
+		name = name[:max(0, room-len(hash))] + hash
+	}
+	return fmt.Sprintf("%s:%s.%s.%s", BuiltImages, owner, name, content[:contentDigits])
+}
 
 // allows refuses an image that account's projects may not use. The site's own
 // choices need no permission. What was built here may be used by its owner, whom

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"pgregory.net/rapid"
+
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
@@ -109,4 +111,39 @@ func TestImageComesBeforeTheGPU(t *testing.T) {
 		second.tells(t, "served", "GPU 0")
 		w.consistent(second.a.Session.ID)
 	})
+}
+
+// Whatever users are called, no two projects have an image of the same name, and
+// the name is one that Docker takes.
+func TestBuiltRef(t *testing.T) {
+	const content = "0123456789abcdef"
+	owners := rapid.Custom(func(rt *rapid.T) string {
+		name := rapid.StringMatching(`[a-z0-9_][a-z0-9_-]{0,9}(\.[a-z0-9_][a-z0-9_-]{0,9}){0,3}(@[a-z0-9]{1,5}(\.[a-z0-9][a-z0-9-]{0,8}){0,2})?`).Draw(rt, "owner")
+		return name[:min(len(name), 64)]
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		var refs [2]sessions.Ref
+		var built [2]string
+		for i := range refs {
+			refs[i] = sessions.Ref{Owner: owners.Draw(rt, "owner"), Name: rapid.StringMatching(`[a-z0-9][a-z0-9-]{0,62}`).Draw(rt, "project")}
+			built[i] = sessions.BuiltRef(refs[i], content)
+			name, err := config.ParseImage(built[i])
+			if err != nil || name.Path != sessions.BuiltImages || name.Tag == "" || len(name.Tag) > 128 {
+				rt.Errorf("%s: %q is parsed as %+v, %v", refs[i], built[i], name, err)
+			}
+		}
+		if refs[0] != refs[1] && built[0] == built[1] {
+			rt.Errorf("%s and %s have the same image %s", refs[0], refs[1], built[0])
+		}
+		if back, ok := sessions.ParseRef(refs[0].String()); !ok || back != refs[0] {
+			rt.Errorf("%s is read as %+v", refs[0], back)
+		}
+	})
+	long := sessions.Ref{Owner: strings.Repeat("a", 53) + "@uni.examp", Name: strings.Repeat("b", 63)}
+	if got := sessions.BuiltRef(long, content); len(got) != len("ds01/project:")+128 {
+		t.Errorf("a long name: %q of %d", got, len(got))
+	}
+	if got := sessions.BuiltRef(sessions.Ref{Owner: "alice", Name: "thesis"}, content); got != "ds01/project:alice.thesis.0123456789ab" {
+		t.Errorf("a plain name: %q", got)
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
@@ -42,9 +41,9 @@ func scanProject(row db.Row, more ...any) (Project, error) {
 // "alice.thesis" one they own or are a member of. A project that is not theirs
 // and one that does not exist are the same *fault.Error (ExitNoSuch).
 func (m *Manager) Find(ctx context.Context, user, name string) (Project, error) {
-	ref := Ref{Owner: user, Name: name}
-	if owner, rest, ok := strings.Cut(name, "."); ok {
-		ref = Ref{Owner: owner, Name: rest}
+	ref, ok := ParseRef(name)
+	if !ok {
+		ref = Ref{Owner: user, Name: name}
 	}
 	if !m.validProject(ref.Name) { // of the owner no more is asked than to be one
 		return Project{}, errNoProject(name)

@@ -59,6 +59,18 @@ func TestFind(t *testing.T) {
 			t.Errorf("Find(al_ice, %s) = %+v, %v; want %+v", name, p, err, own)
 		}
 	}
+	// A user's name may have dots; what is behind the last one is the project's.
+	dotted := w.project("alice.smith@uni.example", "thesis", 1)
+	dotted.User = dotted.Owner
+	for _, name := range []string{"thesis", "alice.smith@uni.example.thesis"} {
+		if p, err := w.Find(t.Context(), dotted.Owner, name); err != nil || p != dotted {
+			t.Errorf("Find(%s, %s) = %+v, %v; want %+v", dotted.Owner, name, p, err, dotted)
+		}
+	}
+	owns(t, w.Workspace(dotted.Ref), w.uid(dotted.Owner))
+	if _, err := w.Find(t.Context(), "alice", "alice.smith@uni.example.thesis"); err == nil {
+		t.Error("alice finds alice.smith's project")
+	}
 	var says []string
 	for _, unknown := range []struct{ user, name string }{
 		{"alice", "bob.secret"}, {"alice", "bob.nothing"}, {"alice", "secret"}, {"bob", "alice.thesis"},
@@ -77,7 +89,7 @@ func TestFind(t *testing.T) {
 	if says[0] != says[1] {
 		t.Errorf("somebody else's: %q; none: %q; want no difference", says[0], says[1])
 	}
-	for user, want := range map[string]int{"alice": 1, "bob": 1, "carol": 1, "dave": 0, "": 3} {
+	for user, want := range map[string]int{"alice": 1, "bob": 1, "carol": 1, "dave": 0, "": 4} {
 		if all, err := w.Projects(t.Context(), user); err != nil || len(all) != want {
 			t.Errorf("Projects(%q) = %v, %v; want %d", user, all, err, want)
 		}

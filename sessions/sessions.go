@@ -12,6 +12,7 @@ import (
 	"database/sql"
 	"log/slog"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,16 @@ type Ref struct{ Owner, Name string }
 
 // String returns owner.name.
 func (r Ref) String() string { return r.Owner + "." + r.Name }
+
+// ParseRef parts OWNER.NAME at its last dot, and reports whether it has one. A
+// user's name may have dots of its own, a project's has none.
+func ParseRef(text string) (ref Ref, ok bool) {
+	dot := strings.LastIndexByte(text, '.')
+	if dot < 0 {
+		return Ref{}, false
+	}
+	return Ref{Owner: text[:dot], Name: text[dot+1:]}, true
+}
 
 // A Project is a named piece of work.
 type Project struct {

@@ -189,7 +189,7 @@ func (c *call) parseIntake(in *intake, text []byte) {
 			in.blame(line, "has no commas; each line has: name,role,key")
 			continue
 		}
-		n := keys.NewUser{Name: record[0], Role: "student"}
+		n := keys.NewUser{Name: strings.ToLower(record[0]), Role: "student"}
 		if len(record) > 1 && record[1] != "" {
 			n.Role = record[1]
 		}

@@ -90,7 +90,7 @@ func (c *call) about(name, command string) (keys.User, error) {
 
 // addKeys gives the keys in files to user, whom the first word may name too.
 func (c *call) addKeys(user string, files []string, expires string) error {
-	if user == "" && len(files) > 1 && (c.caller.Admin || userLike.MatchString(files[0])) {
+	if user == "" && len(files) > 1 && (c.caller.Admin || files[0] == c.caller.User || userLike.MatchString(files[0])) {
 		user, files = files[0], files[1:]
 	}
 	if user == "" && c.caller.User == "" {

@@ -2,10 +2,10 @@ package console
 
 import (
 	"errors"
-	"strings"
 
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
+	"github.com/ds01/ds01/sessions"
 )
 
 // near adds to a fault about a name that does not exist the nearest of names
@@ -24,7 +24,10 @@ func near(err error, name string, names func() []string) error {
 
 // nearProject is near for the name of a project.
 func (c *call) nearProject(err error, name string) error {
-	return near(err, strings.TrimPrefix(name, c.caller.User+"."), c.projectNames)
+	if ref, ok := sessions.ParseRef(name); ok && ref.Owner == c.caller.User && !c.caller.Admin {
+		name = ref.Name
+	}
+	return near(err, name, c.projectNames)
 }
 
 // explainUser is explain for an error about the user that was named.

@@ -3,7 +3,6 @@ package console
 import (
 	"cmp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,13 +40,13 @@ func (c *call) projects() *cobra.Command {
 // find returns the project that the caller means by name. An admin may mean
 // anybody's.
 func (c *call) find(name string) (sessions.Project, error) {
-	owner, _, dotted := strings.Cut(name, ".")
+	ref, dotted := sessions.ParseRef(name)
 	if in := c.caller.Inside; in != nil && name != in.Name && name != in.String() {
 		return sessions.Project{}, fault.New(fault.ExitNoSuch, "in a container there is only its own: "+in.Name, "no project %q here", name)
 	}
 	switch {
 	case c.caller.Admin && dotted:
-		p, err := c.Sessions.Find(c.ctx, owner, name)
+		p, err := c.Sessions.Find(c.ctx, ref.Owner, name)
 		return p, c.nearProject(err, name)
 	case c.caller.User == "":
 		return sessions.Project{}, fault.New(fault.ExitUsage, "", "whose %s is it? name it OWNER.%s", name, name)
@@ -109,8 +108,8 @@ func (c *call) projectCreate() *cobra.Command {
 
 // createProject makes p; what it leaves open is filled in.
 func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
-	if before, after, dotted := strings.Cut(p.Name, "."); dotted && (p.Owner == "" || p.Owner == before) {
-		p.Owner, p.Name = before, after
+	if ref, dotted := sessions.ParseRef(p.Name); dotted && (p.Owner == "" || p.Owner == ref.Owner) {
+		p.Ref = ref
 	}
 	p.Owner = cmp.Or(p.Owner, c.caller.User)
 	switch {

@@ -83,13 +83,14 @@ func (c *call) userAdd() *cobra.Command {
 	var files []string
 	var uid, gid int
 	cmd := c.leaf(leaf{
-		use:     "add NAME",
-		short:   "Add a user",
-		long:    "Without --uid, a host account of that name gives uid and gid; else they come from the config's range.",
+		use:   "add NAME",
+		short: "Add a user",
+		long: "NAME may be as a directory has it: alice, alice.smith or alice.smith@uni.example. Upper case is taken\n" +
+			"as lower case. Without --uid, a host account of that name gives uid and gid; else they come from the config's range.",
 		example: "ds01 user add alice --role researcher --key alice.pub",
 		admin:   true,
 		run: func(cmd *cobra.Command, args []string) error {
-			n := keys.NewUser{Name: args[0], Role: role}
+			n := keys.NewUser{Name: strings.ToLower(args[0]), Role: role}
 			if cmd.Flags().Changed("uid") {
 				n.UID = &uid
 			}

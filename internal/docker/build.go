@@ -69,7 +69,7 @@ func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(ses
 	if made.Recipe.Content, id, err = r.send(ctx, b, judged, progress); err != nil {
 		return sessions.Built{}, err
 	}
-	made.Ref = fmt.Sprintf("%s:%s.%s", sessions.BuiltImages, b.Project, made.Recipe.Content[:12])
+	made.Ref = sessions.BuiltRef(b.Project, made.Recipe.Content)
 	before, beforeErr := r.docker.ImageInspect(ctx, made.Ref)
 	if err := r.docker.ImageTag(ctx, id, made.Ref); err != nil {
 		return sessions.Built{}, r.explain("tag the image", err)

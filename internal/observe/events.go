@@ -59,7 +59,7 @@ func Events(ctx context.Context, d *sql.DB, f Filter) ([]Event, error) {
 	}
 	list, err := db.Select(ctx, d, scanEvent, `SELECT id, at, kind, user, project, session, detail FROM events
 		WHERE at >= ?1 AND ?2 IN ('', project) AND ?3 IN ('', user) AND ?4 IN ('', session)
-		AND (?5 IN ('', user) OR substr(project, 1, length(?5) + 1) = ?5 || '.')
+		AND (?5 IN ('', user) OR substr(project, 1, length(?5) + 1) = ?5 || '.' AND instr(substr(project, length(?5) + 2), '.') = 0)
 		AND id > ?6 ORDER BY id DESC LIMIT ?7`, db.Millis(f.Since), f.Project, f.User, f.Session, f.Concerns, f.After, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("list events: %w", err)

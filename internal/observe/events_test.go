@@ -30,6 +30,7 @@ func TestEvents(t *testing.T) {
 		{Kind: "b", Project: "alice.thesis", Session: "s1", Detail: "idle 30m"},
 		{Kind: "c", User: "bob", Project: "bob.art", Session: "s2"},
 		{Kind: "d", User: "alice", Project: "bob.art", Session: "s2"},
+		{Kind: "e", Project: "alice.smith.thesis", Session: "s3"},
 	} {
 		e.At = noon.Add(time.Duration(i) * time.Minute)
 		if err := Record(t.Context(), d, e); err != nil {
@@ -40,20 +41,21 @@ func TestEvents(t *testing.T) {
 		filter Filter
 		want   string // the kinds
 	}{
-		{Filter{}, "abcd"},
-		{Filter{Since: noon.Add(2 * time.Minute)}, "cd"},
+		{Filter{}, "abcde"},
+		{Filter{Since: noon.Add(2 * time.Minute)}, "cde"},
 		{Filter{Since: noon.Add(time.Hour)}, ""},
 		{Filter{Project: "alice.thesis"}, "ab"},
 		{Filter{User: "alice"}, "ad"},
 		{Filter{Session: "s2"}, "cd"},
 		{Filter{User: "alice", Project: "bob.art"}, "d"},
-		{Filter{Limit: 2}, "cd"},
-		{Filter{Limit: 9}, "abcd"},
+		{Filter{Limit: 2}, "de"},
+		{Filter{Limit: 9}, "abcde"},
 		{Filter{User: "alice", Limit: 1}, "d"},
 		{Filter{User: "al%"}, ""},
 		{Filter{Concerns: "alice"}, "abd"},
 		{Filter{Concerns: "bob"}, "cd"},
 		{Filter{Concerns: "ali"}, ""},
+		{Filter{Concerns: "alice.smith"}, "e"}, // of whom alice is told nothing
 	}
 	for _, tt := range tests {
 		list, err := Events(t.Context(), d, tt.filter)

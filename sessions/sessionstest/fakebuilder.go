@@ -139,7 +139,7 @@ func (f *FakeBuilder) Build(ctx context.Context, b sessions.Build, progress func
 			return sessions.Built{}, err
 		}
 	}
-	made := sessions.Built{Ref: fmt.Sprintf("%s:%s.%s", sessions.BuiltImages, b.Project, c.recipe.Content[:12]),
+	made := sessions.Built{Ref: sessions.BuiltRef(b.Project, c.recipe.Content),
 		Recipe: c.recipe, Size: int64(c.bytes), Took: time.Since(began)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
