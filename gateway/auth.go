@@ -104,7 +104,7 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 			gossh.KeyAlgoECDSA256, gossh.KeyAlgoECDSA384, gossh.KeyAlgoECDSA521, gossh.KeyAlgoSKECDSA256,
 			gossh.KeyAlgoRSASHA512, gossh.KeyAlgoRSASHA256,
 		},
-		MaxAuthTries:  maxAuthTries,
+		MaxAuthTries:  maxAuthTries / 2, // the library allows as many offers of unknown keys beside
 		ServerVersion: serverVersion,
 		// The library sets NoClientAuth when its own three handlers are not
 		// used, and would let anybody in.

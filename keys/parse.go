@@ -3,6 +3,7 @@ package keys
 import (
 	"bytes"
 	"crypto/rsa"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -75,6 +76,8 @@ func Parse(r io.Reader) ([]Key, error) {
 	return keys, nil
 }
 
+const newKeyHint = "make a key with: ssh-keygen -t ed25519"
+
 // parseLine parses a line that is neither empty nor a comment.
 func parseLine(line []byte) (Key, *ParseError) {
 	if err := otherFormat(line); err != nil {
@@ -87,11 +90,14 @@ func parseLine(line []byte) (Key, *ParseError) {
 		return Key{}, &ParseError{Say: "not a text file with one key per line"}
 	}
 	public, comment, options, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil && hasDSA(line) {
+		return Key{}, &ParseError{Say: "keys of type ssh-dss are not accepted", Hint: newKeyHint}
+	}
 	if err != nil {
 		return Key{}, &ParseError{Say: "not a public key", Hint: "give a file such as ~/.ssh/id_ed25519.pub"}
 	}
 	if err := acceptable(public); err != nil {
-		return Key{}, &ParseError{Say: err.Error(), Hint: "make a key with: ssh-keygen -t ed25519"}
+		return Key{}, &ParseError{Say: err.Error(), Hint: newKeyHint}
 	}
 	key := Key{
 		Fingerprint: ssh.FingerprintSHA256(public),
@@ -128,6 +134,22 @@ func otherFormat(line []byte) *ParseError {
 		}
 	}
 	return nil
+}
+
+// hasDSA reports whether a word of line is a DSA key or a certificate for one, in
+// base64. The SSH library does not read those.
+func hasDSA(line []byte) bool {
+	for word := range bytes.FieldsSeq(line) {
+		blob, err := base64.StdEncoding.DecodeString(string(word))
+		var wire struct {
+			Type string
+			Rest []byte `ssh:"rest"`
+		}
+		if err == nil && ssh.Unmarshal(blob, &wire) == nil && (wire.Type == "ssh-dss" || wire.Type == "ssh-dss-cert-v01@openssh.com") {
+			return true
+		}
+	}
+	return false
 }
 
 // acceptable says why ds01 does not accept public, if so.

@@ -88,6 +88,9 @@ func (r *Revoked) add(line string) error {
 		return err
 	}
 	key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil && hasDSA([]byte(line)) {
+		return nil // nobody can log in with one
+	}
 	if err != nil || len(options) > 0 {
 		return errors.New("neither a public key nor a fingerprint, a serial: or an id: of certificates")
 	}
