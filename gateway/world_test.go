@@ -60,7 +60,7 @@ func newWorld(t *testing.T, change ...func(*config.Config, *Server)) *world {
 	dir := t.TempDir()
 	w := &world{t: t, cfg: config.Default(), fake: sessionstest.NewFake(), log: &logBuffer{}, users: map[string]gossh.Signer{}}
 	w.cfg.Workspaces = filepath.Join(dir, "workspaces/{owner}/{project}")
-	w.cfg.Homes = filepath.Join(dir, "homes/{user}")
+	w.cfg.Cache.Path = filepath.Join(dir, "cache/{owner}/{project}")
 	d, err := db.Open(t.Context(), filepath.Join(dir, "ds01.db"))
 	must(t, err)
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -308,25 +308,20 @@ func (m *Manager) spec(s *life) (Spec, error) {
 		GPUs:      s.gpus,
 		Limits:    s.limits,
 	}
-	if cfg.Homes == "" || len(cfg.Home.Persist) == 0 || s.project.ReadOnly { // the owner's home is not shared
+	if cfg.Cache.Path == "" || s.project.ReadOnly { // readers write nothing of the owner's
 		return spec, nil
 	}
-	home, err := newDirectory("home", cfg.Homes, "{user}", owner.Name)
+	cache, err := newDirectory("cache", cfg.Cache.Path, "{owner}", s.project.Owner, "{project}", s.project.Name)
 	if err != nil {
 		return Spec{}, err
 	}
-	if _, err := home.make(owner.UID, owner.GID, nil); err != nil {
+	if _, err := cache.make(owner.UID, owner.GID, nil); err != nil {
 		return Spec{}, err
 	}
-	if err := home.admits(owner, account.Policy.Root); err != nil {
+	if err := cache.admits(owner, account.Policy.Root); err != nil {
 		return Spec{}, err
 	}
-	for _, rel := range cfg.Home.Persist {
-		if err := home.makeBelow(rel, owner.UID, owner.GID); err != nil {
-			return Spec{}, err
-		}
-	}
-	spec.Home, spec.Persist = home.path(), cfg.Home.Persist
+	spec.Cache, spec.Links = cache.path(), cfg.Cache.Links
 	return spec, nil
 }
 

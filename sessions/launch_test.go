@@ -219,7 +219,7 @@ func TestLimits(t *testing.T) {
 func TestSpec(t *testing.T) {
 	root, image := true, "role/image:1"
 	w := newWorld(t, func(c *config.Config) {
-		c.Home.Persist = []string{".cache/JetBrains", ".vscode-server"}
+		c.Cache.Links = []string{".cache", ".vscode-server"}
 		c.Users["bob"] = config.Overlay{Root: &root, Image: &image}
 	})
 	p, bobs := w.project("alice", "thesis", 1), w.project("bob", "thesis", 0)
@@ -229,13 +229,13 @@ func TestSpec(t *testing.T) {
 		Session: id, Project: p.Ref, Image: "ds01/base:latest",
 		User: "alice", UID: w.uid("alice"), GID: got.GID,
 		Workspace: w.dir + "/workspaces/alice/thesis",
-		Home:      w.dir + "/homes/alice", Persist: w.cfg.Home.Persist,
+		Cache:     w.dir + "/cache/alice/thesis", Links: w.cfg.Cache.Links,
 		GPUs: w.gpus.devices[:1], Limits: w.cfg.Limits,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("spec = %+v; want %+v", got, want)
 	}
-	for _, path := range []string{got.Home, got.Home + "/.cache/JetBrains", got.Home + "/.vscode-server", got.Workspace} {
+	for _, path := range []string{got.Cache, got.Workspace} {
 		owns(t, path, w.uid("alice"))
 	}
 	got = w.fake.Spec(w.attach(bobs).Session.ID)
@@ -243,21 +243,21 @@ func TestSpec(t *testing.T) {
 		t.Errorf("spec with a policy of its own = %+v", got)
 	}
 
-	// What a user has put in the way of a kept path is not followed.
+	// A link in the place of the cache is not followed.
 	if err := w.Retire(t.Context(), p.Ref, "alice", "retired by alice"); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Remove(want.Home+"/.vscode-server"), os.Symlink("/etc", want.Home+"/.vscode-server")); err != nil {
+	if err := errors.Join(os.Remove(want.Cache), os.Symlink("/etc", want.Cache)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.Attach(t.Context(), p, nil)
-	is(t, err, fault.ExitFailed, ".vscode-server is a symbolic link")
+	is(t, err, fault.ExitFailed, "cache/alice/thesis is a symbolic link")
 	w.consistent(w.session(bobs).ID)
 }
 
 // A copy that did not keep the owners, or a name that has a new user.
 func TestDirectoryOfAnother(t *testing.T) {
-	w := newWorld(t, func(c *config.Config) { c.Home.Persist = nil })
+	w := newWorld(t, func(c *config.Config) { c.Cache.Path = "" })
 	w.down()
 	root := false
 	w.with = func(m *sessions.Manager) {

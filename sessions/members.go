@@ -15,7 +15,7 @@ import (
 // A project's members log in to its session as its owner does, and are the
 // owner in there: files stay the project's. Those who may only read get a
 // session of their own beside it, with the workspace mounted read-only and
-// nothing of the owner's home. It counts for the member who launches it, with
+// nothing of the project's cache. It counts for the member who launches it, with
 // their limits and GPUs and not with the owner's: to let others read must not
 // cost the owner the one GPU that their own work needs.
 

@@ -64,10 +64,10 @@ func TestReadOnlySession(t *testing.T) {
 			t.Errorf("who may only read has %+v", s)
 		}
 		spec, main := w.fake.Spec(reading.Session.ID), w.fake.Spec(own.Session.ID)
-		if !spec.ReadOnly || spec.Home != "" || spec.User != "alice" || spec.UID != main.UID || spec.Workspace != main.Workspace {
+		if !spec.ReadOnly || spec.Cache != "" || spec.User != "alice" || spec.UID != main.UID || spec.Workspace != main.Workspace {
 			t.Errorf("its container is %+v", spec)
 		}
-		if main.ReadOnly || main.Home == "" {
+		if main.ReadOnly || main.Cache == "" {
 			t.Errorf("the owner's container is %+v", main)
 		}
 		if a := w.attach(guest); a.Session.ID != reading.Session.ID {

@@ -107,8 +107,8 @@ type Spec struct {
 	Workspace string       // directory on the host, mounted at /workspace
 	Files     bool         // only moves files
 	ReadOnly  bool         // nothing in there can write to Workspace
-	Home      string       // directory on the host that keeps Persist, or ""
-	Persist   []string     // paths relative to $HOME, kept in Home
+	Cache     string       // directory on the host, mounted at /cache, or ""
+	Links     []string     // paths relative to $HOME that are links into Cache
 	GPUs      []gpu.Device // leased; empty for none
 	Limits    config.Limits
 }

@@ -59,10 +59,41 @@ __pycache__/
 .ipynb_checkpoints/
 .venv/
 wandb/
-.cache/
+
+# This is the home directory, too: what shells, editors and tools keep there.
+/.ansible/
+/.bash_history
+/.cache
+/.conda/
+/.config/
+/.cursor-server
+/.ds01/
+/.dotnet/
+/.ipython/
+/.jupyter/
+/.keras/
+/.lesshst
+/.local/
+/.mutagen/
+/.npm/
+/.nv/
+/.python_history
+/.ssh/
+/.sudo_as_admin_successful
+/.triton/
+/.viminfo
+/.vscode-server
+/.vscode-server-insiders
+/.wget-hsts
+/.windsurf-server
+/.zed_server
 
 # Never for others to read.
 .env
+/.aws/
+/.git-credentials
+/.kaggle/
+/.netrc
 `
 
 // readme is the first file that a person finds in project's workspace.

@@ -106,7 +106,7 @@ func TestStartLeavesWhatIsThere(t *testing.T) {
 // the new one is made. Nothing is written through it.
 func TestStartFollowsNoLink(t *testing.T) {
 	w := newWorld(t, func(c *config.Config) {
-		c.Workspaces = filepath.Join(filepath.Dir(c.Homes), "{owner}", "ws", "{project}")
+		c.Workspaces = filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(c.Cache.Path))), "{owner}", "ws", "{project}")
 	})
 	_, secret := w.begin("bob", "secret", sessions.Start{})
 	_, first := w.begin("alice", "first", sessions.Start{})

@@ -19,7 +19,7 @@ import (
 type directory struct {
 	root string
 	rel  string // below root
-	what string // for a person: "workspace", "home"
+	what string // for a person: "workspace", "cache"
 }
 
 // Workspace returns the project's directory on the host, or "" where the
@@ -129,25 +129,6 @@ func (d directory) removeEmpty() {
 		_ = r.Remove(d.rel)
 		_ = r.Close()
 	}
-}
-
-// makeBelow makes rel and the levels above it in the directory, all for uid
-// and gid.
-func (d directory) makeBelow(rel string, uid, gid int) error {
-	if !filepath.IsLocal(rel) {
-		return d.explain(rel, fs.ErrInvalid)
-	}
-	r, err := os.OpenRoot(d.path())
-	if err != nil {
-		return d.explain(d.path(), err)
-	}
-	defer func() { _ = r.Close() }()
-	for path := range levels(filepath.Clean(rel)) {
-		if _, err := ensure(r, path, 0o700, uid, gid); err != nil {
-			return d.explain(filepath.Join(d.path(), path), err)
-		}
-	}
-	return nil
 }
 
 // levels yields "a", "a/b" and "a/b/c" of a/b/c.

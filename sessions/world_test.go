@@ -85,7 +85,7 @@ func newWorld(t *testing.T, change ...func(*config.Config)) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), fake: sessionstest.NewFake(), cfg: config.Default(), gpus: &probe{}}
 	w.cfg.Workspaces = filepath.Join(w.dir, "workspaces/{owner}/{project}")
-	w.cfg.Homes = filepath.Join(w.dir, "homes/{user}")
+	w.cfg.Cache.Path = filepath.Join(w.dir, "cache/{owner}/{project}")
 	for _, f := range change {
 		f(w.cfg)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/ds01/ds01/internal/config"
@@ -21,7 +22,16 @@ func doubts(c *config.Config) []error {
 			all = append(all, fmt.Errorf("notify.command: %w", err))
 		}
 	}
-	return all
+	return append(all, oldHomes("/srv/ds01/homes")...)
+}
+
+// oldHomes returns what there is to do about dir, where versions before the home was
+// the workspace kept what they kept of people's homes.
+func oldHomes(dir string) []error {
+	if inside, err := os.ReadDir(dir); err != nil || len(inside) == 0 {
+		return nil
+	}
+	return []error{fmt.Errorf("%s is not used any more: copy what people miss to their workspaces, then remove it (etc/doc/release-notes.md)", dir)}
 }
 
 // warn logs what is doubtful about the config: doubts, and users whose role it

@@ -65,7 +65,7 @@ func settings(dir, agent string) string {
 state_dir: %[1]s/state
 run_dir: %[1]s/run
 workspaces: %[1]s/ws/{owner}/{project}
-homes: %[1]s/homes/{user}
+cache: { path: "%[1]s/cache/{owner}/{project}" }
 agent: %[2]s
 docker: { host: "unix://%[1]s/docker.sock" }
 gpus: { probe: simulated, simulated: 2 }
@@ -319,4 +319,20 @@ func TestInterrupted(t *testing.T) {
 	}
 	g.stop()
 	<-g.exit
+}
+
+func TestOldHomes(t *testing.T) {
+	dir := t.TempDir()
+	if got := oldHomes(dir); got != nil {
+		t.Errorf("of an empty directory: %v", got)
+	}
+	if got := oldHomes(dir + "/none"); got != nil {
+		t.Errorf("of none: %v", got)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "alice"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := oldHomes(dir); len(got) != 1 || !strings.Contains(got[0].Error(), dir+" is not used any more") {
+		t.Errorf("of one that is in use: %v", got)
+	}
 }

@@ -56,8 +56,9 @@ type Config struct {
 	Logins   []string // names that lead to this container, which are the user's in it, too
 	UID, GID int      // the user's, on the host and in the container
 	Root     bool     // whether commands run as root instead
-	Home     string   // where the user's kept home is mounted in the container, or ""
-	Persist  []string // paths under $HOME that are links into Home
+	Home     string   // the user's home
+	Cache    string   // where the project's cache is mounted, or ""
+	Links    []string // paths under Home that are links into Cache
 	OnRetire bool     // whether OnRetire is run when the container ends
 	Env      []string // NAME=value, over the container's own, for the user's commands alone
 }
@@ -91,7 +92,7 @@ func ReadConfig(dir string) (Config, error) {
 // check refuses what would break the account files or leave the home.
 func (c Config) check() error {
 	for _, name := range append([]string{c.User}, c.Logins...) {
-		if name == "" || len(name) > 256 || strings.ContainsFunc(name, func(r rune) bool {
+		if name == "" || name == "." || name == ".." || len(name) > 256 || strings.ContainsFunc(name, func(r rune) bool {
 			return r <= ' ' || r > '~' || strings.ContainsRune(`:/,\`, r)
 		}) {
 			return fmt.Errorf("agent config: bad user name %q", name)
@@ -100,7 +101,10 @@ func (c Config) check() error {
 	if c.UID < 0 || c.GID < 0 {
 		return fmt.Errorf("agent config: bad ids %d:%d", c.UID, c.GID)
 	}
-	for _, p := range c.Persist {
+	if !filepath.IsAbs(c.Home) || strings.ContainsAny(c.Home, ":\n") {
+		return fmt.Errorf("agent config: bad home %q", c.Home)
+	}
+	for _, p := range c.Links {
 		if !filepath.IsLocal(p) || filepath.Clean(p) == "." {
 			return fmt.Errorf("agent config: %q is not a path below the home", p)
 		}

@@ -91,7 +91,7 @@ func (s *Server) run(cmd Command, files []*os.File, t *terminal) (*child, error)
 		Env: env,
 		Sys: &syscall.SysProcAttr{
 			Setsid: true, Setctty: t != nil, Ctty: 0,
-			Credential: &syscall.Credential{Uid: uint32(s.who.uid), Gid: uint32(s.who.gid), Groups: s.who.groups},
+			Credential: &syscall.Credential{Uid: uint32(s.who.uid), Gid: uint32(s.who.gid), Groups: []uint32{uint32(s.who.gid)}},
 		},
 	}
 	for _, f := range files {

@@ -75,8 +75,8 @@ func TestExecEnvironment(t *testing.T) {
 		env[name] = value
 	}
 	want := map[string]string{
-		"HOME": a.dir + "/home", "USER": "ada", "LOGNAME": "ada", "SHELL": "/bin/bash",
-		"PATH": "/usr/local/bin:/usr/bin:/bin:" + a.dir + "/bin", "NVIDIA_VISIBLE_DEVICES": "void",
+		"HOME": a.dir + "/home", "XDG_CACHE_HOME": a.dir + "/cache", "PYTHONUSERBASE": a.dir + "/image/home/ada/.local", "USER": "ada", "LOGNAME": "ada", "SHELL": "/bin/bash",
+		"PATH": a.dir + "/image/home/ada/.local/bin:/usr/local/bin:/usr/bin:/bin:" + a.dir + "/image/.ds01/bin", "NVIDIA_VISIBLE_DEVICES": "void",
 	}
 	for name, value := range want {
 		if env[name] != value {
@@ -113,7 +113,7 @@ func TestExecKeptEnvironment(t *testing.T) {
 func TestExecIdentity(t *testing.T) {
 	a := startAgent(t)
 	if got, want := a.output(t, "id -u; id -g; id -G; umask; grep -E '^Cap(Prm|Eff)' /proc/self/status | tr -d '\n'"),
-		"12345\n12346\n12346 44\n0022\nCapPrm:\t0000000000000000CapEff:\t0000000000000000"; got != want {
+		"12345\n12346\n12346\n0022\nCapPrm:\t0000000000000000CapEff:\t0000000000000000"; got != want {
 		t.Errorf("identity = %q; want %q", got, want)
 	}
 	if got, want := a.output(t, "ls /proc/self/fd"), "0\n1\n2\n3"; got != want { // 3 is ls's own
@@ -136,7 +136,7 @@ func TestExecIdentity(t *testing.T) {
 
 func TestExecAsRoot(t *testing.T) {
 	a := startAgent(t, func(c *Config) { c.Root = true })
-	if got, want := a.output(t, "id -u; id -g; echo $HOME $USER"), "0\n0\n/root root"; got != want {
+	if got, want := a.output(t, "id -u; id -g; id -G; echo $HOME $USER"), "0\n0\n0\n"+a.dir+"/home root"; got != want {
 		t.Errorf("identity = %q; want %q", got, want)
 	}
 }

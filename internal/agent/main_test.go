@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 	}
 	c, err := ReadConfig(dir)
 	if err == nil {
-		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), etc: filepath.Join(dir, "etc"), agents: filepath.Join(dir, "ssh"), tools: filepath.Join(dir, "bin")}
+		s := &Server{Dir: dir, Config: c, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), root: filepath.Join(dir, "image")}
 		err = s.Run()
 	}
 	if err != nil {
@@ -80,7 +80,7 @@ func runTests(m *testing.M) int {
 // rest of this machine for a container.
 type testAgent struct {
 	*Client
-	dir  string // etc, home and the socket
+	dir  string // image, home, cache and the socket
 	cmd  *exec.Cmd
 	log  bytes.Buffer  // complete once done is closed, as is err
 	done chan struct{} // closed when it has ended
@@ -97,14 +97,15 @@ func startAgent(t testing.TB, adjust ...func(*Config)) *testAgent {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))
-	for _, d := range []string{"etc/skel", "etc/profile.d", "kept"} {
+	for _, d := range []string{"image/etc", "home", "cache"} {
 		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
-	must(t, os.Chown(filepath.Join(dir, "kept"), testUID, testGID))
-	write(t, filepath.Join(dir, "etc/passwd"), "root:x:0:0::/root:/bin/bash\nada:x:77:77::"+dir+"/home:/bin/bash\n")
-	write(t, filepath.Join(dir, "etc/group"), "root:x:0:\nada:x:77:\nvideo:x:44:bob,ada\n")
-	write(t, filepath.Join(dir, "etc/skel/.skeleton"), "bones\n")
-	c := Config{User: "ada", UID: testUID, GID: testGID, Home: filepath.Join(dir, "kept"), Persist: []string{".vscode-server", ".cache/JetBrains"}}
+	for _, d := range []string{"home", "cache"} {
+		must(t, os.Chown(filepath.Join(dir, d), testUID, testGID))
+	}
+	write(t, filepath.Join(dir, "image/etc/passwd"), "root:x:0:0::/root:/bin/bash\nada:x:77:77::"+dir+"/home:/bin/bash\n")
+	write(t, filepath.Join(dir, "image/etc/group"), "root:x:0:\nada:x:77:\nvideo:x:44:bob,ada\n")
+	c := Config{User: "ada", UID: testUID, GID: testGID, Home: filepath.Join(dir, "home"), Cache: filepath.Join(dir, "cache"), Links: []string{".cache", ".editor/server"}}
 	for _, f := range adjust {
 		f(&c)
 	}

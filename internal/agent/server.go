@@ -40,9 +40,9 @@ type Server struct {
 	Config Config
 	Log    *slog.Logger
 
-	etc      string // /etc, but for tests
-	agents   string // agentsDir, but for tests
-	tools    string // toolsDir, but for tests
+	root     string // "/", except in tests; the next two are below it
+	agents   string // agentsDir
+	tools    string // toolsDir
 	who      *account
 	env      []string // the container's own environment, cleaned
 	reaper   reaper
@@ -74,21 +74,13 @@ func (s *Server) Run() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper: %w", err)
 	}
-	if s.etc == "" {
-		s.etc = "/etc"
-	}
-	if s.agents == "" {
-		s.agents = agentsDir
-	}
-	if s.tools == "" {
-		s.tools = toolsDir
-	}
+	s.root = cmp.Or(s.root, "/")
+	s.agents, s.tools = filepath.Join(s.root, agentsDir), filepath.Join(s.root, toolsDir)
 	s.env = cleanEnviron(os.Environ())
 	for _, e := range s.Config.Env {
 		name, value, _ := strings.Cut(e, "=")
 		s.env = setenv(s.env, name, value)
 	}
-	s.env = setenv(s.env, "PATH", cmp.Or(getenv(s.env, "PATH"), defaultPath)+":"+s.tools)
 	s.who = s.settle()
 
 	l, err := s.listen()

@@ -197,7 +197,7 @@ func (r *rig) startDS01(ctx context.Context) error {
 state_dir: %[2]s/state
 run_dir: %[2]s/run
 workspaces: %[2]s/workspaces/{owner}/{project}
-homes: %[2]s/homes/{user}
+cache: { path: "%[2]s/cache/{owner}/{project}" }
 agent: %[3]s/ds01-agent
 gpus: { probe: simulated, simulated: 4 }
 ssh: { max_startups: 1000, max_per_source: 1000 }

@@ -131,11 +131,13 @@ func (k *checker) paths(c *Config) {
 		k.problems.add(1, "workspaces", "is missing: say where projects' files are kept, such as /srv/ds01/workspaces/{owner}/{project}")
 	}
 	k.template("workspaces", c.Workspaces, "{owner}", "{project}")
-	k.template("homes", c.Homes, "{user}")
-	for i, path := range c.Home.Persist {
+	if c.Cache.Path != "" {
+		k.template("cache.path", c.Cache.Path, "{owner}", "{project}")
+	}
+	for i, path := range c.Cache.Links {
 		ok := filepath.IsLocal(path) && filepath.Clean(path) != "." && !strings.ContainsAny(path, "\x00\n:") &&
 			!slices.Contains(strings.Split(path, "/"), "..")
-		k.must(ok, item("home.persist", i),
+		k.must(ok, item("cache.links", i),
 			"%s is not a path inside a home directory, such as .vscode-server", quote(path))
 	}
 	if c.Agent != "" {

@@ -15,8 +15,7 @@ type Config struct {
 	StateDir    string             `yaml:"state_dir"`
 	RunDir      string             `yaml:"run_dir"`
 	Workspaces  string             `yaml:"workspaces"` // template: {owner}, {project}
-	Homes       string             `yaml:"homes"`      // template: {user}
-	Home        Home               `yaml:"home"`
+	Cache       Cache              `yaml:"cache"`
 	Image       string             `yaml:"image"`
 	Images      []string           `yaml:"images"`     // patterns of what projects may name and build from
 	Registries  []string           `yaml:"registries"` // hosts that images may come from
@@ -33,9 +32,10 @@ type Config struct {
 	Users       map[string]Overlay `yaml:"users"` // what differs from the role, by user
 }
 
-// Home says what of a user's home outlives their containers.
-type Home struct {
-	Persist []string `yaml:"persist"` // paths relative to $HOME, kept under Homes
+// Cache says where projects' caches lie: what tools pile up and can make again.
+type Cache struct {
+	Path  string   `yaml:"path"`  // template: {owner}, {project}; "" is none
+	Links []string `yaml:"links"` // paths relative to $HOME that are links into it
 }
 
 // Docker says where the engine is, and what is asked of the host around it.
@@ -173,10 +173,10 @@ func Default() *Config {
 		AdminGroup:  "ds01-admin",
 		StateDir:    "/var/lib/ds01",
 		RunDir:      "/run/ds01",
-		Homes:       "/srv/ds01/homes/{user}",
-		Home:        Home{Persist: []string{".vscode-server", ".cursor-server", ".cache/JetBrains"}},
-		Image:       "ds01/base:latest",
-		Images:      []string{"*"},
+		Cache: Cache{Path: "/srv/ds01/cache/{owner}/{project}",
+			Links: []string{".cache", ".vscode-server", ".vscode-server-insiders", ".cursor-server", ".windsurf-server", ".zed_server"}},
+		Image:  "ds01/base:latest",
+		Images: []string{"*"},
 		Registries: []string{
 			"docker.io", "ghcr.io", "quay.io", "nvcr.io", "gcr.io", "public.ecr.aws", "mcr.microsoft.com", "registry.gitlab.com",
 		},

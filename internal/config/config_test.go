@@ -41,7 +41,7 @@ func TestOnlyWorkspacesIsRequired(t *testing.T) {
 func TestLoadSetsEveryKind(t *testing.T) {
 	c, err := load(t, workspaces+`
 listen: "127.0.0.1:0"
-home: { persist: [] }
+cache: { links: [] }
 gpus: { probe: simulated, simulated: 4 }
 ssh:
   accept_env:
@@ -54,7 +54,7 @@ users: { bob: *r }
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "127.0.0.1:0" || len(c.Home.Persist) != 0 || c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 4 || len(c.SSH.AcceptEnv) != 1 {
+	if c.Listen != "127.0.0.1:0" || len(c.Cache.Links) != 0 || c.GPUs.Probe != "simulated" || c.GPUs.Simulated != 4 || len(c.SSH.AcceptEnv) != 1 {
 		t.Errorf("got %+v", c)
 	}
 	want := Default().Limits
@@ -106,13 +106,15 @@ func TestProblems(t *testing.T) {
 		want string // after "ds01.yaml:"
 	}{
 		{"frobnicate: 1", `2: frobnicate: no such setting`},
-		{"home:\n  persists: []", `3: home.persists: no such setting; there is persist`},
+		{"cache:\n  link: []", `3: cache.link: no such setting; there is links, path`},
+		{"homes: /srv/ds01/homes/{user}", `2: homes: is gone: the home directory is the project's workspace now`},
+		{"home:\n  persist: [.cache]", `2: home: is gone: all of the home directory is kept now`},
 		{"image: a\nimage: b", `3: image: is set twice; the first is on line 2`},
 		{"limits:\n  gpus: 1\n  pids: 2\n  gpus: 3", `5: limits.gpus: is set twice; the first is on line 3`},
 		{"limits:", `2: limits: has no value`},
 		{"limits: 5", `2: limits: want settings below it`},
 		{"roles: [a]", `2: roles: want settings below it (name: value), not a list`},
-		{"home: { persist: .cache }", `2: home.persist: want a list`},
+		{"cache: { links: .cache }", `2: cache.links: want a list`},
 		{"image: 5", `2: image: want text, not the number 5`},
 		{"image: [a]", `2: image: want text, not a list`},
 		{"limits: { pids: many }", `2: limits.pids: want a whole number, not the text "many"`},
@@ -150,11 +152,11 @@ func TestProblems(t *testing.T) {
 		{"state_dir: lib", `2: state_dir: "lib" is not a full path`},
 		{"run_dir: /run/../etc", `2: run_dir: "/run/../etc" is not a full path`},
 		{"agent: ./ds01-agent", `2: agent: "./ds01-agent" is not a full path`},
-		{"homes: /srv/homes", `2: homes: "/srv/homes" lacks {user}`},
-		{"homes: /srv/{user}/{host}", `2: homes: "/srv/{user}/{host}" has {host}; there is {user}`},
-		{"home:\n  persist:\n    - .a\n    - /etc", `5: home.persist[1]: "/etc" is not a path inside`},
-		{"home: { persist: [a/../b] }", `2: home.persist[0]: "a/../b" is not a path inside`},
-		{"home: { persist: [.] }", `2: home.persist[0]: "." is not a path inside`},
+		{"cache: { path: '/srv/cache/{owner}' }", `2: cache.path: "/srv/cache/{owner}" lacks {project}`},
+		{"cache: { path: '/srv/{owner}/{project}/{host}' }", `2: cache.path: "/srv/{owner}/{project}/{host}" has {host}; there is {owner}, {project}`},
+		{"cache:\n  links:\n    - .a\n    - /etc", `5: cache.links[1]: "/etc" is not a path inside`},
+		{"cache: { links: [a/../b] }", `2: cache.links[0]: "a/../b" is not a path inside`},
+		{"cache: { links: [.] }", `2: cache.links[0]: "." is not a path inside`},
 		{"image: -rm", `2: image: "-rm" is not an image`},
 		{"image: \"a\\e[31m\"", `2: image: "a\x1b[31m" is not an image`},
 		{"docker: { host: localhost }", `2: docker.host: "localhost" is not an engine's address`},

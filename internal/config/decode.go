@@ -48,6 +48,13 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, key string) {
 	}
 }
 
+// gone are settings that older versions had, with what took their place.
+var gone = map[string]string{
+	"homes": "is gone: the home directory is the project's workspace now. What this directory keeps stays there: " +
+		"move into the workspaces what people miss, and remove the setting (etc/doc/release-notes.md)",
+	"home": "is gone: all of the home directory is kept now, in the workspace. cache.links names what goes to the project's cache instead",
+}
+
 // fields decodes a mapping whose keys are known.
 func (d *decoder) fields(n *yaml.Node, v reflect.Value, key string) {
 	known := map[string]reflect.Value{}
@@ -58,6 +65,10 @@ func (d *decoder) fields(n *yaml.Node, v reflect.Value, key string) {
 	d.pairs(n, key, func(k, val *yaml.Node, full string) {
 		field, ok := known[k.Value]
 		if !ok {
+			if instead, was := gone[full]; was {
+				d.problems.add(k.Line, full, "%s", instead)
+				return
+			}
 			names := slices.Sorted(maps.Keys(known))
 			d.problems.add(k.Line, full, "no such setting; there is %s", strings.Join(names, ", "))
 			return

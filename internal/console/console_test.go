@@ -53,7 +53,7 @@ func backend(t *testing.T) *Backend {
 	t.Cleanup(func() { d.Close() })
 	cfg := config.Default()
 	cfg.Workspaces = dir + "/ws/{owner}/{project}"
-	cfg.Homes = dir + "/homes/{user}"
+	cfg.Cache.Path = dir + "/cache/{owner}/{project}"
 	cfg.Roles["guest"] = config.Overlay{GPUs: new(0.0)}
 	b := &Backend{
 		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), DB: d,

@@ -236,23 +236,26 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestHome launches twice: what is kept of the home is there again, what is
-// not kept is not.
+// TestHome launches twice: the home and what lies in the cache are there again.
+// What pip installs for the user is not.
 func TestHome(t *testing.T) {
 	r := newRuntime(t)
 	first := sessionstest.Spec(t, baseImage)
-	first.Home, first.Persist = sessionstest.Spec(t, baseImage).Workspace, []string{".vscode-server", ".cache/JetBrains"}
+	first.Cache, first.Links = sessionstest.Spec(t, baseImage).Workspace, []string{".cache", ".vscode-server"}
 	c := sessionstest.Launch(t, r, first)
-	out, stderr, exit := sessionstest.Output(t, c, `cd && mkdir -p .vscode-server .cache/JetBrains .local &&
-		echo kept > .vscode-server/a && echo kept > .cache/JetBrains/b && echo lost > .local/c`)
-	if exit.Code != 0 {
+	out, stderr, exit := sessionstest.Output(t, c, `cd && pwd && mkdir -p .vscode-server .cache/JetBrains .local $PYTHONUSERBASE &&
+		echo kept > .vscode-server/a && echo kept > $XDG_CACHE_HOME/JetBrains/b && echo kept > .local/c && echo lost > $PYTHONUSERBASE/d`)
+	if exit.Code != 0 || out != "/workspace\n" {
 		t.Fatalf("exit %+v: %s%s", exit, out, stderr)
 	}
+	if left, err := os.ReadDir(first.Workspace + "/.cache"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("in the workspace's .cache: %v, %v", left, err)
+	}
 	second := sessionstest.Spec(t, baseImage)
-	second.Home, second.Persist = first.Home, first.Persist
+	second.Workspace, second.Cache, second.Links = first.Workspace, first.Cache, first.Links
 	c = sessionstest.Launch(t, r, second)
-	out, _, _ = sessionstest.Output(t, c, `cd && cat .vscode-server/a .cache/JetBrains/b; ls .local 2>&1 || true`)
-	if !strings.HasPrefix(out, "kept\nkept\n") || strings.Contains(out, "c\n") {
+	out, _, _ = sessionstest.Output(t, c, `cd && cat .vscode-server/a .cache/JetBrains/b .local/c; ls $PYTHONUSERBASE 2>/dev/null || true`)
+	if out != "kept\nkept\nkept\n" {
 		t.Errorf("in the second home: %q", out)
 	}
 }

@@ -112,8 +112,12 @@ func writeConfig(spec sessions.Spec, dir string, env []string) error {
 		OnRetire: !spec.Files && !spec.ReadOnly,
 		Env:      env,
 	}
-	if spec.Home != "" {
-		c.Home, c.Persist = homeMount, spec.Persist
+	c.Home = workspaceMount
+	if spec.ReadOnly { // nobody can keep anything there
+		c.Home = "/home/" + spec.User
+	}
+	if spec.Cache != "" {
+		c.Cache, c.Links = cacheMount, spec.Links
 	}
 	if err := agent.WriteConfig(dir, c); err != nil {
 		return fmt.Errorf("write the agent's config: %w", err)

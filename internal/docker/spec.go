@@ -21,8 +21,11 @@ const (
 	labelLease   = "ds01.lease" // UUIDs, comma-separated
 )
 
-// homeMount is where the user's kept home is; the agent links into it.
-const homeMount = "/.ds01/home"
+// Where a session's volumes are mounted.
+const (
+	workspaceMount = "/workspace" // which is the home directory, too
+	cacheMount     = "/cache"     // the agent links into it
+)
 
 // A request is what we ask the engine to create.
 type request struct {
@@ -123,15 +126,15 @@ func mounts(spec sessions.Spec, h host) []mount.Mount {
 		}
 	}
 	m := []mount.Mount{
-		bind(spec.Workspace, "/workspace", spec.ReadOnly),
+		bind(spec.Workspace, workspaceMount, spec.ReadOnly),
 		bind(h.Dir, agent.MountDir, false),
 		bind(h.Binary, agent.Binary, true),
 	}
 	// What else the host has mounted below it would stay writable: engines
 	// before 25 and kernels before 5.12 make the top alone read-only.
 	m[0].BindOptions.NonRecursive = spec.ReadOnly
-	if spec.Home != "" {
-		m = append(m, bind(spec.Home, homeMount, false))
+	if spec.Cache != "" {
+		m = append(m, bind(spec.Cache, cacheMount, false))
 	}
 	return m
 }

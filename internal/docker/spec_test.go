@@ -50,8 +50,8 @@ func TestNewRequest(t *testing.T) {
 		"cdi-one":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{real0} },
 		"cdi-mig":   func(s *sessions.Spec) { s.GPUs = []gpu.Device{mig0} },
 		"read-only": func(s *sessions.Spec) { s.ReadOnly = true },
-		"root-home-unlimited": func(s *sessions.Spec) {
-			s.Root, s.Home, s.Persist = true, "/srv/ds01/homes/alice", []string{".vscode-server"}
+		"root-cache-unlimited": func(s *sessions.Spec) {
+			s.Root, s.Cache, s.Links = true, "/srv/ds01/cache/alice/my-thesis", []string{".vscode-server"}
 			s.Limits = config.Limits{CPUs: 1000}
 		},
 	} {

@@ -57,7 +57,7 @@ func setup(env *testscript.Env) error {
 			"state_dir":         env.WorkDir + "/state",
 			"run_dir":           run,
 			"workspaces":        env.WorkDir + "/workspaces/{owner}/{project}",
-			"homes":             env.WorkDir + "/homes/{user}",
+			"cache.path":        env.WorkDir + "/cache/{owner}/{project}",
 			"gpus.probe":        "simulated",
 			"gpus.simulated":    "2",
 			"limits.cpus":       "2",
@@ -81,7 +81,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("NODE_PATH", nodePath())
 	env.Setenv("DOCKER_HOST", os.Getenv("DOCKER_HOST"))
 	env.Setenv("DOCKER_CONFIG", env.WorkDir)
-	for _, dir := range []string{"bin", "keys", "workspaces", "homes"} {
+	for _, dir := range []string{"bin", "keys", "workspaces"} {
 		if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o755); err != nil {
 			return err
 		}
