@@ -18,6 +18,7 @@ import (
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/transfer"
 )
 
 // The main goroutine keeps the main thread, whose credentials are process 1's
@@ -55,9 +56,9 @@ func askConsole(words []string) (exit int) {
 func run() error {
 	switch name := filepath.Base(os.Args[0]); name {
 	case agent.SFTPServer:
-		return agent.ServeSFTP(os.Stdin, os.Stdout)
+		return transfer.ServeSFTP(os.Stdin, os.Stdout)
 	case agent.SCP:
-		os.Exit(agent.ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		os.Exit(transfer.ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	case agent.Rsync:
 		return errors.New("this image has no rsync; add it there (apt-get install rsync), or use scp or sftp, which need nothing")
 	case "ds01":

@@ -42,6 +42,14 @@ const (
 // consoleNames are what people type for the console; see cmd/ds01-agent.
 var consoleNames = []string{"ds01", "project", "container", "container-list"}
 
+// Names by which ds01-agent is what a transfer needs; see cmd/ds01-agent. The
+// image's own scp and rsync are found before these.
+const (
+	SFTPServer = "sftp-server"
+	SCP        = "scp"
+	Rsync      = "rsync"
+)
+
 // SSHAgent is the network for Client.Listen of a socket where programs ask the
 // client's ssh-agent (draft-ietf-sshm-ssh-agent). The container picks its path,
 // in a directory that has a link called AgentLink to the newest.

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestExecEnds(t *testing.T) {
@@ -300,5 +302,20 @@ func BenchmarkExecTrue(b *testing.B) {
 			b.Fatal(err)
 		}
 		p.Close()
+	}
+}
+
+// The agent's SFTP server runs as the user, where commands start.
+func TestExecSFTP(t *testing.T) {
+	a := startAgent(t)
+	home := filepath.Join(a.dir, "home")
+	const hello, mkdir = "\x00\x00\x00\x05\x01\x00\x00\x00\x03", "\x00\x00\x00\x10\x0e\x00\x00\x00\x07\x00\x00\x00\x03new\x00\x00\x00\x00"
+	stdout, stderr, exit := a.run(t, Command{SFTP: true, Dir: home}, hello+mkdir)
+	if exit != (Exit{}) || stderr != "" || !strings.Contains(stdout, "limits@openssh.com") || !strings.HasSuffix(stdout, "Success\x00\x00\x00\x00") {
+		t.Errorf("%+v, %q, %q", exit, stdout, stderr)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(home, "new"), &st); err != nil || st.Uid != testUID || st.Gid != testGID || st.Mode != unix.S_IFDIR|0o755 {
+		t.Errorf("made: %d:%d %o, %v", st.Uid, st.Gid, st.Mode, err)
 	}
 }

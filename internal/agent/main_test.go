@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ds01/ds01/internal/transfer"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,13 +37,11 @@ func TestMain(m *testing.M) {
 	dir := os.Getenv("DS01_TEST_AGENT")
 	switch os.Args[0] {
 	case SFTPServer:
-		if err := ServeSFTP(os.Stdin, os.Stdout); err != nil {
+		if err := transfer.ServeSFTP(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
-	case SCP:
-		os.Exit(ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	if dir == "" {
 		os.Exit(runTests(m))

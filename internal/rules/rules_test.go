@@ -15,7 +15,7 @@ import (
 
 const (
 	module      = "github.com/ds01/ds01/"
-	maxPackages = 20
+	maxPackages = 26
 	maxLines    = 500
 )
 
@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 		"gateway", "sessions", "gpu", "keys", "internal/config", "internal/console", "internal/db",
 		"internal/docker", "internal/door", "internal/fault", "internal/fdmsg", "internal/nvml", "internal/observe",
 	},
-	"cmd/ds01-agent":        {"internal/agent", "internal/door", "internal/fault"},
+	"cmd/ds01-agent":        {"internal/agent", "internal/door", "internal/fault", "internal/transfer"},
 	"gateway":               {"sessions", "keys", "internal/config", "internal/fault", "internal/observe"},
 	"gpu":                   {"internal/db"},
 	"internal/agent":        {"internal/fault", "internal/fdmsg"},
@@ -43,19 +43,20 @@ var mayImport = map[string][]string{
 	"internal/nvml":         {"gpu"},
 	"internal/observe":      {"internal/db"},
 	"internal/rules":        {},
+	"internal/transfer":     {},
 	"keys":                  {"internal/db"},
 	"sessions":              {"gpu", "internal/config", "internal/db", "internal/fault", "internal/observe"},
 	"sessions/sessionstest": {"sessions", "gpu", "internal/config", "internal/fault"},
 }
 
-// outside lists who may import what reaches into another world; the tests
-// of e2e speak SSH too, as attackers.
+// outside lists who may import what reaches into another world. The tests of e2e
+// speak SSH too, as attackers; those of transfer and bench are clients of SFTP.
 var outside = map[string][]string{ // import path and what is below it
 	"github.com/gliderlabs/ssh":   {"gateway"},
 	"github.com/docker/docker":    {"internal/docker"},
 	"github.com/NVIDIA/go-nvml":   {"internal/nvml"},
 	"github.com/mattn/go-sqlite3": {"internal/db"},
-	"github.com/pkg/sftp":         {"internal/agent"},
+	"github.com/pkg/sftp":         {"internal/bench", "internal/transfer"},
 	"golang.org/x/crypto/ssh":     {"gateway", "keys", "internal/bench", "internal/e2e"},
 }
 
@@ -109,12 +110,11 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// TestAgentIsSmall keeps out of the container what does not belong there: the
-// agent is static, a few MB, and knows only the protocol and, in processes of
-// the user's, the console's socket and SFTP, whose library brings its SSH client
-// along.
+// TestAgentIsSmall keeps out of the container what does not belong there. The
+// agent is static and has a few MB. It knows the protocol and, in processes of
+// the user's, the console's socket and the transfer of files.
 func TestAgentIsSmall(t *testing.T) {
-	allowed := regexp.MustCompile(`^(cmd/ds01-agent|internal/(agent|door|fault|fdmsg)|golang\.org/x/(sys/unix|term|crypto/.*)|github\.com/(pkg/sftp(/.*)?|kr/fs))$`)
+	allowed := regexp.MustCompile(`^(cmd/ds01-agent|internal/(agent|door|fault|fdmsg|transfer)|golang\.org/x/(sys/unix|term))$`)
 	for _, dep := range run(t, "go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}}{{end}}`, "./cmd/ds01-agent") {
 		if dep = strings.TrimPrefix(dep, module); !allowed.MatchString(dep) {
 			t.Errorf("cmd/ds01-agent depends on %s; it may depend on %v", dep, allowed)

@@ -1,4 +1,4 @@
-package agent
+package transfer
 
 import (
 	"bufio"
@@ -15,13 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// SCP is the name by which ds01-agent is the far side of scp -O, of PuTTY's
-// pscp and of editors' uploads, for images without OpenSSH's.
-const SCP = "scp"
-
-// Rsync is the name by which ds01-agent says that there is no rsync.
-const Rsync = "rsync"
 
 // An scp speaks rcp's protocol: lines that announce what follows, each answered
 // with a zero byte, or with 1 or 2 and a line that says what went wrong. OpenSSH's
@@ -43,7 +36,7 @@ var errSCP = errors.New("scp ended")
 // ServeSCP is scp -t and scp -f with args, on the two streams. It returns the
 // exit status.
 func ServeSCP(args []string, in io.Reader, out, errs io.Writer) (exit int) {
-	flags := flag.NewFlagSet(SCP, flag.ContinueOnError)
+	flags := flag.NewFlagSet("scp", flag.ContinueOnError)
 	flags.SetOutput(errs)
 	s := &scp{in: bufio.NewReaderSize(in, 64<<10), out: bufio.NewWriterSize(out, 64<<10)}
 	to := flags.Bool("t", false, "write what comes to a path")

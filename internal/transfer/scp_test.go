@@ -1,4 +1,4 @@
-package agent
+package transfer
 
 import (
 	"bytes"
@@ -16,15 +16,15 @@ import (
 func scpTo(t *testing.T, dir string, args ...string) (output string, exit int) {
 	t.Helper()
 	ssh := filepath.Join(t.TempDir(), "ssh")
-	script := fmt.Sprintf("#!/bin/bash\ncd %q\neval \"set -- ${*: -1}\"\nshift\nexec -a scp %q \"$@\"\n", dir, testBinary)
+	script := fmt.Sprintf("#!/bin/bash\ncd %q\neval \"set -- ${*: -1}\"\nshift\nexec -a scp %q \"$@\"\n", dir, ours)
 	must(t, os.WriteFile(ssh, []byte(script), 0o755))
 	cmd := exec.Command("scp", append([]string{"-O", "-q", "-S", ssh}, args...)...)
 	out, _ := cmd.CombinedOutput()
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// tree makes files of all kinds, and returns what describes them.
-func tree(t *testing.T) (dir string) {
+// plantTree makes files of all kinds, and returns what describes them.
+func plantTree(t *testing.T) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "a tree")
 	must(t, os.MkdirAll(filepath.Join(dir, "sub dir/empty"), 0o755))
@@ -41,8 +41,8 @@ func tree(t *testing.T) (dir string) {
 	return dir
 }
 
-// same fails the test unless two trees are.
-func same(t *testing.T, a, b string, kept bool) {
+// sameTree fails the test unless two trees are.
+func sameTree(t *testing.T, a, b string, kept bool) {
 	t.Helper()
 	format := "%P %y %s\\n"
 	if kept {
@@ -66,7 +66,7 @@ func same(t *testing.T, a, b string, kept bool) {
 }
 
 func TestSCP(t *testing.T) {
-	from, far := tree(t), t.TempDir()
+	from, far := plantTree(t), t.TempDir()
 	ok := func(args ...string) {
 		t.Helper()
 		if out, exit := scpTo(t, far, args...); exit != 0 || out != "" {
@@ -75,7 +75,7 @@ func TestSCP(t *testing.T) {
 	}
 	ok("-rp", from, "h:there")
 	// scp's own -p keeps whole seconds
-	same(t, from, filepath.Join(far, "there"), false)
+	sameTree(t, from, filepath.Join(far, "there"), false)
 	if fi, err := os.Stat(filepath.Join(far, "there/plain")); err != nil || fi.Mode().Perm() != 0o751 || fi.ModTime().Unix() != 1_000_000_000 {
 		t.Errorf("kept of a file: %v, %v", fi, err)
 	}
@@ -84,7 +84,7 @@ func TestSCP(t *testing.T) {
 	}
 	back := t.TempDir()
 	ok("-rp", "h:there", back)
-	same(t, from, filepath.Join(back, "there"), false)
+	sameTree(t, from, filepath.Join(back, "there"), false)
 	if fi, err := os.Stat(filepath.Join(back, "there/plain")); err != nil || fi.Mode().Perm() != 0o751 || fi.ModTime().Unix() != 1_000_000_000 {
 		t.Errorf("kept of a file on the way back: %v, %v", fi, err)
 	}
@@ -102,7 +102,7 @@ func TestSCP(t *testing.T) {
 }
 
 func TestSCPErrors(t *testing.T) {
-	from, far, back := tree(t), t.TempDir(), t.TempDir()
+	from, far, back := plantTree(t), t.TempDir(), t.TempDir()
 	must(t, os.WriteFile(filepath.Join(far, "file"), []byte("here\n"), 0o644))
 	must(t, os.WriteFile(filepath.Join(far, "new\nline"), nil, 0o644))
 	must(t, exec.Command("mkfifo", filepath.Join(far, "pipe")).Run())
