@@ -155,7 +155,7 @@ func (m *Manager) buildOf(ctx context.Context, p Project) (Build, error) {
 		GID:       account.GID,
 		Allows:    func(ref string) error { return m.allows(ctx, m.DB, account, ref) },
 		Bounds:    cfg.Build,
-		CPUs:      account.Policy.CPUs,
+		Limits:    account.Policy.Limits,
 	}, nil
 }
 

@@ -36,8 +36,8 @@ type Build struct {
 	UID, GID  int    // of the owner, with whose rights it is read
 	Allows    func(ref string) error
 	Bounds    config.Build
-	CPUs      float64 // 0 is no limit
-	NoCache   bool    // run every step again
+	Limits    config.Limits // of the owner: CPUs, Pids and NoFile bound a step as they do a session
+	NoCache   bool          // run every step again
 }
 
 // A Recipe identifies what an image is built from, by hashes.

@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/image"
 
 	"github.com/ds01/ds01/internal/config"
@@ -51,9 +51,14 @@ func (r *Runtime) salt(b sessions.Build) string { return r.instance + " " + b.Pr
 // Build implements sessions.Builder.
 func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(sessions.BuildProgress)) (sessions.Built, error) {
 	began := time.Now()
-	// Judged first, sent later: the Dockerfile that is sent is the one judged.
+	// What has been judged is what is built, whatever becomes of the file.
 	var judged *source
-	err := r.source(ctx, b, b.Bounds.Context, func(s *source) error { judged = s; return nil })
+	var content string
+	err := r.source(ctx, b, b.Bounds.Context, func(s *source) (err error) {
+		judged = s
+		content, err = s.read(r.salt(b), nil)
+		return err
+	})
 	switch {
 	case errors.Is(err, errNoFile):
 		return sessions.Built{}, fault.New(fault.ExitNoSuch, "write one in /workspace that begins FROM …, or name an image: project set --image",
@@ -61,15 +66,21 @@ func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(ses
 	case err != nil:
 		return sessions.Built{}, err
 	}
-	if err := r.bases(ctx, b, judged.recipe.bases, progress); err != nil {
+	bases, err := r.bases(ctx, b, judged.file.Images(), progress)
+	if err != nil {
 		return sessions.Built{}, err
 	}
-	made := sessions.Built{Recipe: sessions.Recipe{Dockerfile: judged.says()}}
-	var id string
-	if made.Recipe.Content, id, err = r.send(ctx, b, judged, progress); err != nil {
+	made := sessions.Built{Recipe: sessions.Recipe{Dockerfile: judged.says(), Content: content}}
+	made.Ref = sessions.BuiltRef(b.Project, content)
+	if err := r.sweepSteps(ctx); err != nil {
 		return sessions.Built{}, err
 	}
-	made.Ref = sessions.BuiltRef(b.Project, made.Recipe.Content)
+	run := &building{r: r, b: b, judged: judged, bases: bases, progress: progress}
+	defer run.clean(ctx)
+	id, err := run.build(ctx)
+	if err != nil {
+		return sessions.Built{}, err
+	}
 	before, beforeErr := r.docker.ImageInspect(ctx, made.Ref)
 	if err := r.docker.ImageTag(ctx, id, made.Ref); err != nil {
 		return sessions.Built{}, r.explain("tag the image", err)
@@ -87,102 +98,29 @@ func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(ses
 	return made, nil
 }
 
-// bases has every image there that the Dockerfile uses, and judges it.
-func (r *Runtime) bases(ctx context.Context, b sessions.Build, refs []string, progress func(sessions.BuildProgress)) error {
+// bases has every image there that the Dockerfile uses, and judges it. They are
+// returned by the names that the Dockerfile has for them.
+func (r *Runtime) bases(ctx context.Context, b sessions.Build, refs []string, progress func(sessions.BuildProgress)) (map[string]image.InspectResponse, error) {
 	for _, ref := range refs {
 		if err := b.Allows(ref); err != nil {
-			return err
+			return nil, err
 		}
 	}
+	bases := map[string]image.InspectResponse{}
 	for _, ref := range refs {
-		info, err := r.docker.ImageInspect(ctx, ref)
-		if errdefs.IsNotFound(err) {
-			err = r.pull(ctx, ref, func(s sessions.Step) {
-				progress(sessions.BuildProgress{Step: "fetching " + ref, Line: s.Detail})
-			})
-			if err == nil {
-				info, err = r.docker.ImageInspect(ctx, ref)
-			}
-		}
-		if err != nil {
-			return r.explain("look at the image "+ref, err)
-		}
-		if info.Config != nil {
-			if err := judgeBase(ref, info.Config.OnBuild); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// send has the engine build what it is sent, and returns the hash of that and
-// the image's ID.
-func (r *Runtime) send(ctx context.Context, b sessions.Build, judged *source, progress func(sessions.BuildProgress)) (content, id string, err error) {
-	network, err := r.ensureBuildNetwork(ctx)
-	if err != nil {
-		return "", "", err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	out, in := io.Pipe()
-	sent := make(chan error, 1)
-	go func() {
-		err := r.source(ctx, b, b.Bounds.Context, func(s *source) (err error) {
-			s.dockerfile, s.ignore, s.skip, s.recipe = judged.dockerfile, judged.ignore, judged.skip, judged.recipe
-			content, err = s.read(r.salt(b), in)
-			return err
+		info, err := r.image(ctx, ref, func(s sessions.Step) {
+			progress(sessions.BuildProgress{Step: "fetching " + ref, Line: s.Detail})
 		})
-		_ = in.CloseWithError(err) // nil is io.EOF
-		sent <- err
-	}()
-	answer, err := r.docker.ImageBuild(ctx, out, r.buildOptions(b, network))
-	if err == nil {
-		id, err = readBuild(answer.Body, b, progress)
-		_ = answer.Body.Close()
-	}
-	_ = out.Close()
-	cause := context.Cause(ctx)
-	cancel()
-	sendErr := <-sent
-	switch {
-	case cause != nil:
-		return "", "", cause
-	case err == nil:
-		return content, id, nil
-	}
-	for _, e := range []error{sendErr, err} {
-		if _, told := errors.AsType[*fault.Error](e); told {
-			return "", "", e
+		if err != nil {
+			return nil, err
 		}
+		if info.Config != nil && len(info.Config.OnBuild) > 0 {
+			return nil, fault.New(fault.ExitFailed, "begin from another image", "the image %s brings instructions of its own (ONBUILD %s), which ds01 does not run",
+				printable(ref), printable(info.Config.OnBuild[0]))
+		}
+		bases[ref] = info
 	}
-	return "", "", r.refusedBuild(err)
-}
-
-// refusedBuild is the error for what the engine would not even begin with.
-func (r *Runtime) refusedBuild(err error) error {
-	explained := r.explain("build", err)
-	if _, told := errors.AsType[*fault.Error](explained); told {
-		return explained
-	}
-	return &fault.Error{Exit: fault.ExitFailed, Say: "Docker cannot build this: " + printable(err.Error()), Hint: "mend the Dockerfile and build again", Err: explained}
-}
-
-// buildOptions returns what the engine is asked for.
-func (r *Runtime) buildOptions(b sessions.Build, network string) build.ImageBuildOptions {
-	const period = 100_000
-	return build.ImageBuildOptions{
-		Version:     build.BuilderV1, // BuildKit would fetch more than we can judge
-		Dockerfile:  dockerfileName,
-		NetworkMode: network,
-		NoCache:     b.NoCache,
-		Remove:      true,
-		ForceRemove: true, // also containers of steps that fail
-		Memory:      int64(b.Bounds.Memory),
-		MemorySwap:  int64(b.Bounds.Memory), // the sum of both: no swap
-		CPUPeriod:   period,
-		CPUQuota:    int64(min(b.CPUs, float64(machineCPUs())) * period),
-	}
+	return bases, nil
 }
 
 // A buildMessage is one line of the engine's answer to a build.
@@ -198,28 +136,13 @@ type buildMessage struct {
 }
 
 var (
-	stepLine = regexp.MustCompile(`^Step (\d+/\d+) : (.*)$`)
+	stepLine = regexp.MustCompile(`^Step (\d+)/\d+ : `)
 	chatter  = regexp.MustCompile(`^(---> |Removing intermediate container |Successfully (built|tagged) |$)`)
 )
 
-// readBuild reads a build's messages to their end and returns the image's ID.
-func readBuild(r io.Reader, b sessions.Build, progress func(sessions.BuildProgress)) (id string, err error) {
-	var now sessions.BuildProgress
-	rest := ""
-	line := func(text string) {
-		if m := stepLine.FindStringSubmatch(text); m != nil {
-			now = sessions.BuildProgress{Step: printable(m[1] + " " + m[2])}
-			progress(now)
-			return
-		}
-		if at := strings.LastIndex(strings.TrimRight(text, "\r"), "\r"); at >= 0 { // a bar that is drawn over and over
-			text = text[at+1:]
-		}
-		if text = printable(text); !chatter.MatchString(text) {
-			now.Line = text
-			progress(now)
-		}
-	}
+// readBuild reads the messages of the engine's builder to their end and returns the
+// image's ID. step is told which of its instructions is done now, from 1.
+func readBuild(r io.Reader, step func(n int), output io.Writer) (id string, err error) {
 	for dec := json.NewDecoder(r); ; {
 		var m buildMessage
 		switch err := dec.Decode(&m); {
@@ -228,49 +151,24 @@ func readBuild(r io.Reader, b sessions.Build, progress func(sessions.BuildProgre
 		case err != nil:
 			return "", fmt.Errorf("read the engine's progress: %w", err)
 		case m.Error != "":
-			if rest != "" {
-				line(rest)
-			}
-			return "", failedStep(now, m, b)
+			return "", &buildError{m.Error}
 		case m.Aux.ID != "":
 			id = m.Aux.ID
 		}
-		rest += m.Stream
-		for {
-			text, more, ok := strings.Cut(rest, "\n")
-			if !ok {
-				break
-			}
-			rest = more
-			line(text)
-		}
-		const longest = 64 << 10
-		if len(rest) > longest {
-			line(rest)
-			rest = ""
+		if n := stepLine.FindStringSubmatch(m.Stream); n != nil {
+			at, _ := strconv.Atoi(n[1]) // digits
+			step(at)
+		} else if !chatter.MatchString(strings.TrimSpace(m.Stream)) {
+			_, _ = io.WriteString(output, m.Stream) // it is told to a person
 		}
 	}
 }
 
-// failedStep says which step failed, and what it said last.
-func failedStep(now sessions.BuildProgress, m buildMessage, b sessions.Build) error {
-	f := &fault.Error{Exit: fault.ExitFailed, Hint: "mend the Dockerfile and build again", Err: errors.New(m.Error)}
-	why := printable(m.Error)
-	if m.Detail.Code != 0 {
-		why = fmt.Sprintf("exit status %d", m.Detail.Code)
-	}
-	if m.Detail.Code == 137 && b.Bounds.Memory > 0 {
-		f.Hint = fmt.Sprintf("it was killed, perhaps for using more memory than the %s that a step may", b.Bounds.Memory)
-	}
-	f.Say = fmt.Sprintf("step %s failed: %s", now.Step, why)
-	if now.Step == "" {
-		f.Say = "the Dockerfile cannot be built: " + why
-	}
-	if now.Line != "" {
-		f.Say += ": " + now.Line
-	}
-	return f
-}
+// A buildError is what the engine's builder says is wrong.
+type buildError struct{ text string }
+
+// Error returns what the builder says.
+func (e *buildError) Error() string { return e.text }
 
 // RemoveImage implements sessions.Builder.
 func (r *Runtime) RemoveImage(ctx context.Context, ref string) (bool, error) {

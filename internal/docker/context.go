@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/dockerfile"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -30,6 +31,7 @@ import (
 const (
 	dockerfileName = "Dockerfile"
 	ignoreName     = ".dockerignore"
+	printedName    = ".ds01.Dockerfile" // what the engine's builder reads
 	maxDockerfile  = 1 << 20
 	maxEntries     = 200_000 // files and directories that are looked at
 )
@@ -38,17 +40,20 @@ const (
 // modes that we could check knows of ACLs, of NFS, or of what is replaced while
 // we look. The rights are a thread's, which ends with f.
 func asOwner(uid, gid int, f func() error) error {
-	done := make(chan error)
-	go func() {
+	done := make(chan error, 1)
+	go fault.Guard(nil, func() {
 		runtime.LockOSThread() // and never unlock
 		err := become(uid, gid)
 		if err == nil {
 			err = f()
 		}
 		done <- err
-	}()
+	}, func() { done <- errPanic })
 	return <-done
 }
+
+// errPanic is that what was asked for has met a mistake of ours, which is logged.
+var errPanic = errors.New("ds01 has made a mistake")
 
 // become makes this thread's file system rights those of uid and gid.
 func become(uid, gid int) error {
@@ -68,16 +73,24 @@ func become(uid, gid int) error {
 	return nil
 }
 
+// A recipe says what of the workspace is copied.
+type recipe struct {
+	sources []string // patterns
+	all     bool     // sources cannot be told yet: all of it may be copied
+}
+
 // A source is a workspace with a Dockerfile, as it is read.
 type source struct {
 	ctx        context.Context
 	root       *os.Root
 	dockerfile []byte
+	file       *dockerfile.File
 	ignore     []byte
 	recipe     recipe
 	skip       *patternmatcher.PatternMatcher
 	most       config.Bytes
-	everything bool // instead of the recipe's sources alone
+	everything bool   // instead of the recipe's sources alone
+	printed    string // for the engine's builder
 
 	tar     *tar.Writer // nil to hash alone
 	sum     hash.Hash
@@ -92,10 +105,10 @@ var errNoFile = errors.New("no such file")
 func openSource(ctx context.Context, root *os.Root, most config.Bytes) (*source, error) {
 	s := &source{ctx: ctx, root: root, most: most}
 	var err error
-	if s.dockerfile, err = s.small(dockerfileName); err != nil {
+	if s.dockerfile, err = s.config(dockerfileName); err != nil {
 		return nil, err
 	}
-	if s.ignore, err = s.small(ignoreName); err != nil && !errors.Is(err, errNoFile) {
+	if s.ignore, err = s.config(ignoreName); err != nil && !errors.Is(err, errNoFile) {
 		return nil, err
 	}
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(s.ignore))
@@ -108,8 +121,8 @@ func openSource(ctx context.Context, root *os.Root, most config.Bytes) (*source,
 	return s, nil
 }
 
-// small reads one of the two files that say what to build.
-func (s *source) small(name string) ([]byte, error) {
+// config reads one of the two files that say what to build.
+func (s *source) config(name string) ([]byte, error) {
 	info, err := s.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNoFile
@@ -136,8 +149,8 @@ func (s *source) small(name string) ([]byte, error) {
 // errLink asks to send everything: what a Dockerfile copies may lie behind it.
 var errLink = errors.New("a symbolic link among what is copied")
 
-// read hashes all that the Dockerfile can see, and writes it to to as a tar
-// archive unless that is nil. salt goes into the hash.
+// read hashes the Dockerfile and all that it copies, and writes what it copies to to
+// as a tar archive unless that is nil. salt goes into the hash.
 func (s *source) read(salt string, to io.Writer) (content string, err error) {
 	s.everything = s.recipe.all
 	if !s.everything && s.recipe.copies() { // would a link lead elsewhere?
@@ -155,11 +168,13 @@ func (s *source) read(salt string, to io.Writer) (content string, err error) {
 
 func (s *source) walk(salt string, to io.Writer) error {
 	s.sum, s.tar, s.bytes, s.entries = sha256.New(), nil, 0, 0
-	fmt.Fprintf(s.sum, "%q\n", salt)
+	fmt.Fprintf(s.sum, "%q %q\n", salt, s.dockerfile)
+	var err error
 	if to != nil {
 		s.tar = tar.NewWriter(to)
+		// The builder takes what its .dockerignore names out of the context once it has read it.
+		err = errors.Join(s.small(printedName, s.printed), s.small(ignoreName, printedName+"\n"+ignoreName+"\n"))
 	}
-	err := s.add(&tar.Header{Typeflag: tar.TypeReg, Name: dockerfileName, Mode: 0o644, Size: int64(len(s.dockerfile))}, bytes.NewReader(s.dockerfile))
 	if err == nil && s.recipe.copies() {
 		err = s.directory(".")
 	}
@@ -189,7 +204,7 @@ func (s *source) directory(dir string) error {
 			return err
 		}
 		name := path.Join(dir, e.Name())
-		if name == dockerfileName || name == ignoreName {
+		if name == printedName || name == ignoreName {
 			continue
 		}
 		if err := s.entry(name, e.Type()); err != nil {
@@ -234,12 +249,21 @@ func (s *source) entry(name string, kind fs.FileMode) error {
 		}
 		return s.add(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil)
 	case kind.IsRegular() && inside:
-		return s.file(name)
+		return s.regular(name)
 	}
 	return nil // pipes, sockets, devices
 }
 
-func (s *source) file(name string) error {
+// small adds a file of ours to the archive.
+func (s *source) small(name, text string) error {
+	err := s.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(text))})
+	if err == nil {
+		_, err = io.WriteString(s.tar, text)
+	}
+	return err
+}
+
+func (s *source) regular(name string) error {
 	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return passOver(err)
@@ -300,6 +324,9 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
+// copies says whether anything of the context is copied.
+func (r recipe) copies() bool { return r.all || len(r.sources) > 0 }
+
 // wants says whether name is, or is inside of, what the Dockerfile copies, or
 // above it.
 func (r recipe) wants(name string) (inside, above bool) {
@@ -334,9 +361,10 @@ func (r *Runtime) source(ctx context.Context, b sessions.Build, most config.Byte
 		if err != nil {
 			return err
 		}
-		if s.recipe, err = readDockerfile(s.dockerfile); err != nil {
+		if s.file, err = dockerfile.Parse(s.dockerfile); err != nil {
 			return err
 		}
+		s.recipe.sources, s.recipe.all = s.file.Copied()
 		return f(s)
 	})
 }

@@ -45,6 +45,7 @@ func sent(t *testing.T, b sessions.Build) (names, hash string, err error) {
 	var archive bytes.Buffer
 	r := &Runtime{instance: "one"}
 	err = r.source(t.Context(), b, 1<<20, func(s *source) (err error) {
+		s.printed = "FROM scratch\n"
 		hash, err = s.read(r.salt(b), &archive)
 		return err
 	})
@@ -63,7 +64,11 @@ func sent(t *testing.T, b sessions.Build) (names, hash string, err error) {
 		if h.Uid != 0 || h.Mode&0o7000 != 0 {
 			t.Errorf("%s is sent with uid %d, mode %o", h.Name, h.Uid, h.Mode)
 		}
-		all = append(all, h.Name)
+		if h.Name != printedName && h.Name != ignoreName { // which come first
+			all = append(all, h.Name)
+		} else if len(all) > 0 {
+			t.Errorf("%s comes after %v", h.Name, all)
+		}
 	}
 	slices.Sort(all)
 	return strings.Join(all, " "), hash, nil
@@ -75,15 +80,16 @@ func TestContext(t *testing.T) {
 	for _, c := range []struct {
 		dockerfile, ignore, want string
 	}{
-		{"RUN x", "", "Dockerfile"},
-		{"COPY req.txt /", "", "Dockerfile req.txt"},
-		{"COPY src/*.py /", "", "Dockerfile src/ src/a.py src/b.py"},
-		{"COPY ./src/ /", "", "Dockerfile src/ src/a.py src/b.py src/deep/ src/deep/c"},
+		{"RUN x", "", ""},
+		{"COPY req.txt /", "", "req.txt"},
+		{"COPY src/*.py /", "", "src/ src/a.py src/b.py"},
+		{"COPY ./src/ /", "", "src/ src/a.py src/b.py src/deep/ src/deep/c"},
 		{"COPY . .", "", "Dockerfile data/ data/big req.txt src/ src/a.py src/b.py src/deep/ src/deep/c"},
+		{"COPY Dockerfile .dockerignore .ds01.Dockerfile /", "", "Dockerfile"},
 		{"COPY . .", "data\n**/*.py", "Dockerfile req.txt src/ src/deep/ src/deep/c"},
-		{"COPY . .", "*\n!src/a.py", "Dockerfile src/a.py"},
+		{"COPY . .", "*\n!src/a.py", "src/a.py"},
 		{"COPY $X .", "src\nreq.txt", "Dockerfile data/ data/big"},
-		{"COPY --from=b /x .", "", "Dockerfile"},
+		{"COPY --from=b /x .", "", ""},
 	} {
 		b := workspaceOf(t, os.Getuid(), map[string]string{
 			"Dockerfile": "FROM a\n" + c.dockerfile + "\n", ".dockerignore": c.ignore,
@@ -171,7 +177,7 @@ func TestContextRights(t *testing.T) {
 }
 
 func TestContextBound(t *testing.T) {
-	b := workspaceOf(t, os.Getuid(), map[string]string{"Dockerfile": "FROM a\nCOPY big /\n", "big": strings.Repeat("x", 1<<20)})
+	b := workspaceOf(t, os.Getuid(), map[string]string{"Dockerfile": "FROM a\nCOPY big /\n", "big": strings.Repeat("x", 1<<20+1)})
 	_, _, err := sent(t, b)
 	if f := fault.For(err); !strings.Contains(f.Say, "more than 1MiB") {
 		t.Errorf("error = %v", err)

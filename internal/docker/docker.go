@@ -2,9 +2,9 @@
 // session's container is made of (spec.go), its GPUs (gpus.go) and variables
 // (environment.go), how it comes (launch.go), with its limits (limits.go), and goes
 // (stop.go), how its death is noticed (watch.go), what it uses (usage.go) and what
-// its agent says (log.go). It is a sessions.Builder, too: what a Dockerfile may say
-// (dockerfile.go), what of a workspace is sent along (context.go), and how the
-// engine builds it (build.go). What happens inside the container is the agent's
+// its agent says (log.go). It is a sessions.Builder, too: what of a workspace is read
+// (context.go), how its image is built (build.go, building.go), and the containers that
+// its commands run in (step.go). What happens inside the container is the agent's
 // business: the engine is never asked to exec, attach or copy. The engine's labels
 // say which containers are ours; nothing about them is kept here.
 package docker
@@ -60,6 +60,9 @@ type Runtime struct {
 	network map[string]string // IDs of networks by name, once known
 	groups  map[string]group  // by session, once known
 	cdi     []string          // CDI names that the engine was last heard to know
+	swept   bool              // containers of earlier builds are gone
+
+	steps stepMemory
 }
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.
@@ -119,8 +122,10 @@ func (r *Runtime) Check(ctx context.Context) error {
 	case versions.LessThan(r.docker.ClientVersion(), oldestAPI):
 		return wrongVersion(fmt.Sprintf("version %s, too old", printable(v.Version)), nil)
 	}
-	_, err = r.ensureNetwork(ctx)
-	return err
+	if _, err = r.ensureNetwork(ctx); err != nil {
+		return err
+	}
+	return r.sweepSteps(ctx)
 }
 
 // wrongVersion returns the error for an engine that we cannot use.

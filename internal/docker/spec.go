@@ -57,6 +57,10 @@ var agentCapabilities = []string{
 	"KILL", // signal them
 }
 
+// rootCapDrop is what root lacks of Docker's default set: what could listen in on
+// the neighbours on the bridge, or make devices. apt and its like need the rest.
+var rootCapDrop = []string{"NET_RAW", "MKNOD"}
+
 // containerName has neither owner nor project in it: the network's name server
 // tells every container the names of the others.
 func containerName(session string) string { return "ds01-" + session }
@@ -98,9 +102,7 @@ func newRequest(spec sessions.Spec, h host) request {
 		Sysctls:   sysctls(h),
 	}
 	if spec.Root {
-		// Docker's default set, for apt and its like, save what could listen
-		// in on the neighbours on the bridge, or make devices.
-		hc.CapDrop = []string{"NET_RAW", "MKNOD"}
+		hc.CapDrop = rootCapDrop
 	} else {
 		hc.CapDrop = []string{"ALL"}
 		hc.CapAdd = agentCapabilities

@@ -28,8 +28,6 @@ var unguarded = map[string]string{ // "file function": reason
 	"internal/nvml/watch.go Probe.wait":      "asks the driver",
 
 	// These still need a guard.
-	"internal/docker/build.go Runtime.send":       "reads a workspace",
-	"internal/docker/context.go asOwner":          "reads a workspace",
 	"sessions/adopt.go Manager.adopt":             "reads what the engine says",
 	"sessions/life.go life.up":                    "waits",
 	"sessions/notify.go Manager.send":             "tells the site's programs",

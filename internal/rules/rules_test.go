@@ -35,7 +35,8 @@ var mayImport = map[string][]string{
 	"internal/config":       {},
 	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/db", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
 	"internal/db":           {},
-	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/fault"},
+	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/dockerfile", "internal/fault"},
+	"internal/dockerfile":   {"internal/fault"},
 	"internal/door":         {"internal/fault", "internal/fdmsg"},
 	"internal/e2e":          {},
 	"internal/fault":        {},
@@ -54,6 +55,7 @@ var mayImport = map[string][]string{
 var outside = map[string][]string{ // import path and what is below it
 	"github.com/gliderlabs/ssh":   {"gateway"},
 	"github.com/docker/docker":    {"internal/docker"},
+	"github.com/moby/buildkit":    {"internal/dockerfile"},
 	"github.com/NVIDIA/go-nvml":   {"internal/nvml"},
 	"github.com/mattn/go-sqlite3": {"internal/db"},
 	"github.com/pkg/sftp":         {"internal/bench", "internal/transfer"},

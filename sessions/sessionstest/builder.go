@@ -56,7 +56,7 @@ func buildOf(t *testing.T, files map[string]string) sessions.Build {
 		Workspace: spec.Workspace, UID: spec.UID, GID: spec.GID,
 		Allows: func(string) error { return nil },
 		Bounds: config.Build{Memory: 256 << 20, Context: 64 << 10},
-		CPUs:   1,
+		Limits: config.Limits{CPUs: 1, Pids: 100},
 	}
 	for name, text := range files {
 		put(t, b, name, text)
