@@ -231,9 +231,6 @@ func (m *Manager) plan(ctx context.Context, tx *sql.Tx, s *life) (made plan, err
 		if err := checkMember(ctx, tx, p); err != nil {
 			return made, err
 		}
-		if p.Once == nil { // who may have none can read all the same
-			made.want = atMost(made.want, account.Policy.GPUs)
-		}
 	}
 	if err := checkCount(ctx, tx, account, s.files); err != nil {
 		return made, err

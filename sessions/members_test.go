@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
@@ -60,8 +61,8 @@ func TestReadOnlySession(t *testing.T) {
 		}
 		rita, guest := w.share(p, "rita", true), w.share(p, "guest", true)
 		reading := w.attach(rita)
-		if s := reading.Session; !s.ReadOnly || s.Holder != "rita" || len(s.GPUs) != 1 || s.Project != p.Ref {
-			t.Errorf("who may only read has %+v", s)
+		if s := reading.Session; !s.ReadOnly || s.Holder != "rita" || len(s.GPUs) != 0 || s.Project != p.Ref {
+			t.Errorf("who may only read has %+v; want no GPU, which nobody has asked for", s)
 		}
 		spec, main := w.fake.Spec(reading.Session.ID), w.fake.Spec(own.Session.ID)
 		if !spec.ReadOnly || spec.Cache != "" || spec.User != "alice" || spec.UID != main.UID || spec.Workspace != main.Workspace {
@@ -91,7 +92,7 @@ func TestReadOnlySession(t *testing.T) {
 		synctest.Wait()
 		w.consistent(own.Session.ID)
 
-		// Who may have no GPU reads without one, and the next reader is told
+		// Even a reader who may have no GPU can read. The next reader is told
 		// what became of the readers' session, not of the owner's.
 		last := w.attach(guest)
 		if s := last.Session; len(s.GPUs) != 0 || s.Holder != "guest" {
@@ -107,6 +108,14 @@ func TestReadOnlySession(t *testing.T) {
 			t.Error(err)
 		}
 		w.consistent(own.Session.ID)
+
+		// A reader who asks for a GPU gets one, within their own limits.
+		rita.Once, guest.Once = &gpu.Want{Count: 1}, &gpu.Want{Count: 1}
+		_, err = w.Attach(t.Context(), guest, nil)
+		is(t, err, fault.ExitDenied, "guest may use 0 GPUs at once")
+		if s := w.attach(rita).Session; len(s.GPUs) != 1 || s.Holder != "rita" {
+			t.Errorf("a reader who asks for a GPU has %+v", s)
+		}
 	})
 }
 

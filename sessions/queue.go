@@ -34,10 +34,14 @@ type wait struct {
 // errNobodyWaits is why a launch leaves the line that nobody waits for.
 var errNobodyWaits = fault.New(fault.ExitFailed, "", "nobody waits any more")
 
-// want is what a session of p asks for.
+// want returns the GPUs that a session of p asks for. Readers get one only if their
+// login asks for it: most of them only look at files.
 func (p Project) want() gpu.Want {
-	if p.Once != nil {
+	switch {
+	case p.Once != nil:
 		return *p.Once
+	case p.ReadOnly:
+		return gpu.Want{}
 	}
 	return gpu.Want{Count: p.GPUs, Profile: p.Profile}
 }
