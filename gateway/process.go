@@ -261,7 +261,9 @@ func (ch *channel) drain(r *running) {
 		r.reading.Store(0)
 		r.read.Add(int64(n))
 		if n > 0 {
-			r.att.Carried(n)
+			if !ch.pty { // what a terminal shows says nothing of its person: ds01 has it drawn again, too
+				r.att.Carried(n)
+			}
 			if _, err := ch.out.Write(buf[:n]); err != nil {
 				return // the channel is closed
 			}
@@ -276,9 +278,12 @@ func (ch *channel) drain(r *running) {
 // until stop: what is typed next may be another's.
 func (ch *channel) feed(a *sessions.Attachment, to io.WriteCloser, stop <-chan struct{}) {
 	if ch.pty {
+		var keys keyboard
 		b, ok := ch.kept, true
 		for ok {
-			a.Touch()
+			if keys.typed(b) {
+				a.Touch()
+			}
 			if _, err := to.Write(b); err != nil {
 				return
 			}

@@ -122,9 +122,10 @@ func (r drawer) visit(p *labPerson, day time.Time) *labVisit {
 		v.at = day.Add(r.between(18*time.Hour, 22*time.Hour))
 	}
 	// The processors of a session at rest: a shell's, or an editor's server and what came with it.
-	rest := 0.001 + 0.009*r.Float64()
+	rest := does{cpu: 0.001 + 0.009*r.Float64()}
 	if r.chance(0.3) {
-		rest = 0.021 + 0.007*r.Float64()
+		rest.cpu = 0.021 + 0.007*r.Float64()
+		rest.daemons = rest.cpu - 0.005
 	}
 	v.typing(r, rest)
 	if r.chance(0.2) { // a data set
@@ -134,7 +135,7 @@ func (r drawer) visit(p *labPerson, day time.Time) *labVisit {
 		v.add(labAct{lasts: r.between(10*time.Minute, 200*time.Minute), does: does{cpu: 6}, connected: r.chance(0.5), works: true})
 	}
 	if r.chance(0.35) { // lunch, a lecture, a meeting
-		v.add(labAct{lasts: r.between(20*time.Minute, 100*time.Minute), does: does{cpu: rest}, connected: true})
+		v.add(labAct{lasts: r.between(20*time.Minute, 100*time.Minute), does: rest, connected: true})
 		v.typing(r, rest)
 	}
 	switch {
@@ -152,10 +153,12 @@ func (r drawer) visit(p *labPerson, day time.Time) *labVisit {
 func (v *labVisit) add(a labAct) { v.acts = append(v.acts, a) }
 
 // typing is a person at the keyboard, who tries on the GPU what they have written.
-func (v *labVisit) typing(r drawer, rest float64) {
+func (v *labVisit) typing(r drawer, rest does) {
+	thinking := rest
+	thinking.client = 30
 	for left := r.between(20*time.Minute, 150*time.Minute); left > 0; {
 		thinks := r.between(2*time.Minute, 30*time.Minute)
-		v.add(labAct{lasts: thinks, does: does{cpu: rest, client: 30}, connected: true, present: true, works: true})
+		v.add(labAct{lasts: thinks, does: thinking, connected: true, present: true, works: true})
 		tries := r.between(time.Minute, 8*time.Minute)
 		v.add(labAct{lasts: tries, does: does{cpu: 1.2, gpu: 40 + r.IntN(55)}, connected: true, present: true, works: true})
 		left -= thinks + tries
@@ -175,21 +178,22 @@ func (v *labVisit) train(r drawer, lasts time.Duration, watched bool) {
 }
 
 // leave is how people go: some say so, and their session ends with their acts; most
-// only close the laptop; others leave an editor open, or a program that draws on
-// their terminal.
-func (v *labVisit) leave(r drawer, rest float64) {
+// only close the laptop; others leave an editor open, or a page in their browser that
+// a program goes on drawing.
+func (v *labVisit) leave(r drawer, rest does) {
 	connected := v.acts[len(v.acts)-1].connected
 	if connected && r.chance(0.15) {
 		return
 	}
 	if connected && r.chance(0.4) {
-		open := does{cpu: rest, client: 200}
+		open := rest
+		open.client = 200
 		if r.chance(0.2) {
-			open = does{cpu: 0.04, client: 3 << 10}
+			open.cpu, open.client = 0.04, 3<<10
 		}
 		v.add(labAct{lasts: r.between(2*time.Hour, 16*time.Hour), does: open, connected: true})
 	}
-	v.add(labAct{lasts: 1000 * labDay, does: does{cpu: rest}})
+	v.add(labAct{lasts: 1000 * labDay, does: rest})
 }
 
 // now is what v does.

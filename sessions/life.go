@@ -58,6 +58,7 @@ type life struct {
 	before  Usage     // what it had used when it was last looked at
 	failed  bool      // whether that could not be told the last time
 	carried uint64    // bytes through connections that are gone, since then
+	toldAt  time.Time // when its terminals were last written to
 }
 
 // newLife returns a life in the given state and puts it into the tables. The

@@ -10,13 +10,15 @@ import (
 
 // What counts as work. A window is the time between two looks at a session.
 const (
-	// busyCPU is the part of one core that a session at work uses more than its
-	// baseline: the least that it has used in any window of the last baselineTime,
-	// or since its launch. That is what its own daemons take, so it is maxBaseline
-	// at most: what uses more, and goes on using it, works.
-	busyCPU      = 0.02
-	maxBaseline  = 0.03
-	baselineTime = 30 * time.Minute
+	// busyCPU is the part of one core that a session at work uses. What known
+	// daemons use (Usage.Daemons) does not count, up to maxDaemons: one that uses
+	// more does something for somebody.
+	busyCPU    = 0.02
+	maxDaemons = 0.05
+
+	// repaintCPU is what programs may use to draw their screens again, as ds01 has
+	// them do after it has written there.
+	repaintCPU = time.Second
 
 	busyGPU     = 5       // percent, of the busiest of its GPUs
 	busyNetwork = 8 << 10 // bytes a second over the container's network: it fetches something
@@ -32,6 +34,8 @@ type sample struct {
 	at      time.Time
 	window  time.Duration // 0: the first, which says nothing of what was done
 	cpu     float64       // cores that were busy
+	daemons float64       // of these, with known daemons
+	told    bool          // ds01 has written to its terminals
 	gpu     int           // percent; negative if nobody can know, and CPU alone counts
 	network float64       // bytes a second
 	client  float64       // the same, through connections
@@ -57,15 +61,13 @@ type policy struct {
 	contended   bool      // somebody waits in line for what it holds
 
 	last     sample
-	lows     [2]float64 // the lowest rates of the last baselineTime and of the one before; negative if there were none
-	turned   time.Time  // when the last began
 	promised map[string]promise
 }
 
 // newPolicy returns the policy of a session that began then and was left at the
 // time given; zero is that somebody is about to connect.
 func newPolicy(limits config.Limits, gpus int, began, left time.Time) *policy {
-	p := &policy{limits: limits, gpus: gpus, began: began, since: left, lows: [2]float64{-1, -1}, promised: map[string]promise{}}
+	p := &policy{limits: limits, gpus: gpus, began: began, since: left, promised: map[string]promise{}}
 	if left.IsZero() {
 		p.since = began
 	}
@@ -93,7 +95,6 @@ func (p *policy) observe(s sample) {
 		if s.client*p.stretch(s) >= busyClient {
 			p.touched = s.at
 		}
-		p.lower(s)
 	}
 	p.touched = latest(p.touched, s.touched)
 	p.last = s
@@ -106,7 +107,7 @@ func (p *policy) busy(s sample) bool {
 }
 
 func (p *policy) busyCPU(s sample) bool {
-	return s.window > 0 && (s.cpu-p.baseline())*p.stretch(s) >= busyCPU
+	return s.window > 0 && s.work()*p.stretch(s) >= busyCPU
 }
 
 func (p *policy) busyNetwork(s sample) bool { return s.network*p.stretch(s) >= busyNetwork }
@@ -119,23 +120,13 @@ func (p *policy) stretch(s sample) float64 { return max(1, s.window.Seconds()/p.
 // patience is how old the last look at a session may be to say what it does.
 func (p *policy) patience() time.Duration { return 2*interval(p.limits) + sampleTime }
 
-// baseline is what its daemons use.
-func (p *policy) baseline() float64 {
-	low := p.lows[0]
-	if low < 0 || p.lows[1] >= 0 && p.lows[1] < low {
-		low = p.lows[1]
+// work returns how many cores were busy with what the session is there for.
+func (s sample) work() float64 {
+	cores := s.cpu - min(s.daemons, maxDaemons)
+	if s.told {
+		cores -= repaintCPU.Seconds() / s.window.Seconds()
 	}
-	return min(max(low, 0), maxBaseline)
-}
-
-// lower takes s into the baseline.
-func (p *policy) lower(s sample) {
-	if s.at.Sub(p.turned) >= baselineTime {
-		p.lows, p.turned = [2]float64{-1, p.lows[0]}, s.at
-	}
-	if p.lows[0] < 0 || s.cpu < p.lows[0] {
-		p.lows[0] = s.cpu
-	}
+	return cores
 }
 
 // interval is how often a session with these limits is looked at.

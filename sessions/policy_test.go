@@ -40,6 +40,8 @@ type telling struct {
 // does is what a session does while time goes by.
 type does struct {
 	cpu, network, client float64
+	daemons              float64 // of cpu
+	told                 bool    // ds01 writes to the terminals
 	gpu                  int
 	unknown              bool // nobody can look
 }
@@ -59,7 +61,7 @@ func (r *trial) after(d time.Duration, what does) *trial {
 	for end := r.now.Add(d); r.now.Before(end) && r.end == 0; {
 		r.now = r.now.Add(min(every, end.Sub(r.now)))
 		if !what.unknown {
-			r.p.observe(sample{at: r.now, window: r.now.Sub(latest(r.p.last.at, r.p.began)), cpu: what.cpu, gpu: what.gpu,
+			r.p.observe(sample{at: r.now, window: r.now.Sub(latest(r.p.last.at, r.p.began)), cpu: what.cpu, daemons: what.daemons, told: what.told, gpu: what.gpu,
 				network: what.network, client: what.client})
 		}
 		r.take()
@@ -160,13 +162,30 @@ func TestPolicyIdle(t *testing.T) {
 		"a download": func(r *trial) {
 			r.connect(1).connect(0).after(5*time.Hour, does{network: 50 << 10}).runs("downloading")
 		},
-		"daemons are no work": func(r *trial) {
-			r.connect(1).after(time.Hour, does{cpu: 0.025}).connect(0).after(time.Hour, does{cpu: 0.03})
+		"a steady job of little": func(r *trial) {
+			r.connect(1).connect(0).after(20*time.Hour, does{cpu: 0.03, gpu: -1}).runs("3 % of a core from its first second")
+			r.after(time.Hour, does{cpu: 0.019, gpu: -1}).ended(20*time.Hour+30*time.Minute, "idle 30m")
+		},
+		"a steady job of little beside an editor": func(r *trial) {
+			r.connect(1).after(time.Hour, does{cpu: 0.03, daemons: 0.03}).connect(0).after(20*time.Hour, does{cpu: 0.055, daemons: 0.03, gpu: -1}).runs("at work")
+		},
+		"known daemons are no work": func(r *trial) {
+			r.connect(1).after(time.Hour, does{cpu: 0.025, daemons: 0.02}).connect(0).after(time.Hour, does{cpu: 0.065, daemons: 0.05})
 			r.ended(90*time.Minute, "idle 30m")
 		},
-		"daemons that began later": func(r *trial) {
-			r.connect(1).after(time.Hour, nothing).after(2*time.Hour, does{cpu: 0.025}).connect(0).after(time.Hour, does{cpu: 0.03})
-			r.ended(3*time.Hour+30*time.Minute, "idle 30m")
+		"unless they do something": func(r *trial) {
+			r.connect(1).connect(0).after(5*time.Hour, does{cpu: 0.9, daemons: 0.9}).runs("an editor's server that indexes")
+		},
+		"what ds01 has drawn again is no work": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).after(30*time.Second, does{cpu: 0.04, told: true}).after(time.Hour, nothing)
+			r.ended(30*time.Minute, "idle 30m")
+		},
+		"what works goes on after that": func(r *trial) {
+			r.connect(1).connect(0).after(29*time.Minute, nothing).after(30*time.Second, does{cpu: 0.04, told: true}).after(5*time.Hour, does{cpu: 0.04})
+			r.runs("it works")
+		},
+		"and much is work all the same": func(r *trial) {
+			r.connect(1).connect(0).after(5*time.Hour, does{cpu: 0.9, told: true}).runs("whatever an administrator has everybody read")
 		},
 		"what nobody could look at is not idle": func(r *trial) {
 			r.connect(1).connect(0).after(time.Minute, nothing).after(5*time.Hour, does{unknown: true}).runs("unknown")
@@ -476,14 +495,14 @@ func TestMonotonic(t *testing.T) {
 }
 
 func TestPolicySignals(t *testing.T) {
-	r := newTrial(t, 1).connect(1).connect(0).after(10*time.Minute, does{cpu: 0.01}).after(time.Minute, training).after(5*time.Minute, does{cpu: 0.01, gpu: 2})
+	r := newTrial(t, 1).connect(1).connect(0).after(10*time.Minute, does{cpu: 0.01}).after(time.Minute, training).after(5*time.Minute, does{cpu: 0.01, daemons: 0.004, gpu: 2})
 	var got strings.Builder
 	for _, s := range r.p.signals(r.now) {
 		fmt.Fprintf(&got, "%s: %s: %s\n", s.Name, s.Value, s.Verdict)
 	}
 	const want = `connections: none for 16m: idle
 client: last heard of 16m ago: idle
-CPU: 1.0 % of a core in the last 30s, baseline 1.0 %: idle
+CPU: 1.0 % of a core in the last 30s, of which editors' servers and the like used 0.4 %: idle
 GPU: the busiest at 2 %: idle
 network: 0B a second: idle
 work: last seen 5m ago: idle

@@ -8,6 +8,9 @@ import "time"
 const (
 	readTime   = 5 * time.Second
 	redrawTime = 50 * time.Millisecond
+
+	// repaintTime is how long programs may take for that.
+	repaintTime = 2 * time.Second
 )
 
 // A Repaint has the program on a terminal draw its screen again that a notice was

@@ -168,7 +168,8 @@ func (m *Manager) sample(ctx context.Context, s *life) {
 	}
 	v.touched, v.client = s.heard(v.window)
 	if v.window > 0 {
-		v.cpu = used.Cores(s.before)
+		v.cpu, v.daemons = used.Cores(s.before), used.DaemonCores(s.before)
+		v.told = s.toldAt.Add(readTime + repaintTime).After(s.before.At)
 		v.network = rate(used.Received+used.Sent, s.before.Received+s.before.Sent, v.window)
 	}
 	s.before = used

@@ -138,7 +138,7 @@ func (l *lending) judge(v *labVisit) judge {
 		if n := map[bool]int{true: 1}[did.connected]; n != p.connections {
 			p.connect(n, now)
 		}
-		s := sample{at: now, window: labStep, cpu: did.cpu, gpu: did.gpu, network: did.network, client: did.client}
+		s := sample{at: now, window: labStep, cpu: did.cpu, daemons: did.daemons, gpu: did.gpu, network: did.network, client: did.client}
 		if did.present {
 			s.touched = now
 		}

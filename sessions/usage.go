@@ -13,6 +13,7 @@ type Usage struct {
 
 	// Since the launch.
 	CPU            time.Duration // of all its processors and processes together
+	Daemons        time.Duration // of that, what known daemons have used: the agent, editors' servers
 	Received, Sent uint64        // bytes over its network
 	Read, Written  uint64        // bytes from and to disks
 
@@ -28,11 +29,19 @@ type Usage struct {
 
 // Cores returns how many processors were busy between before and u, on average.
 func (u Usage) Cores(before Usage) float64 {
-	window := u.At.Sub(before.At)
-	if window <= 0 || u.CPU < before.CPU {
+	return cores(u.CPU-before.CPU, u.At.Sub(before.At))
+}
+
+// DaemonCores is Cores of the known daemons.
+func (u Usage) DaemonCores(before Usage) float64 {
+	return cores(u.Daemons-before.Daemons, u.At.Sub(before.At))
+}
+
+func cores(used, window time.Duration) float64 {
+	if window <= 0 || used < 0 {
 		return 0
 	}
-	return float64(u.CPU-before.CPU) / float64(window)
+	return float64(used) / float64(window)
 }
 
 // Usage returns what the container of a live session uses. Of one that is being

@@ -111,6 +111,7 @@ func (p *policy) recall(promises string, now time.Time) error {
 
 // tell gives line to everybody who is attached. The caller holds m.mu.
 func (s *life) tell(line string) {
+	s.toldAt = time.Now()
 	for a := range maps.Keys(s.holds) {
 		select {
 		case a.notices <- line:

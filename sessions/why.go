@@ -105,7 +105,13 @@ func (p *policy) signals(now time.Time) []Signal {
 func (p *policy) measured(now time.Time, verdict func(bool) Verdict) []Signal {
 	s := p.last
 	window := config.Duration(s.window.Round(100 * time.Millisecond)).String()
-	cpu := Signal{"CPU", fmt.Sprintf("%.1f %% of a core in the last %s, baseline %.1f %%", 100*s.cpu, window, 100*p.baseline()), verdict(p.busyCPU(s))}
+	cpu := Signal{"CPU", fmt.Sprintf("%.1f %% of a core in the last %s", 100*s.cpu, window), verdict(p.busyCPU(s))}
+	if s.daemons > 0 {
+		cpu.Value += fmt.Sprintf(", of which editors' servers and the like used %.1f %%", 100*s.daemons)
+	}
+	if s.told {
+		cpu.Value += "; ds01 had screens drawn again"
+	}
 	network := Signal{"network", fmt.Sprintf("%v a second", bytesOf(s.network)), verdict(p.busyNetwork(s))}
 	gpu := Signal{"GPU", "it has none", ""}
 	switch {

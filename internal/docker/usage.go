@@ -93,11 +93,12 @@ type group struct {
 	process string            // directory of its process 1 in /proc
 	dirs    map[string]string // by controller; "" is version 2's
 	unified bool              // version 2 counts, and there is nothing else
+	daemons *daemonCount
 }
 
 // groupOf returns the group of container id, whose process 1 is pid.
 func groupOf(groups, processes, id string, pid int) (group, error) {
-	g := group{id: id, process: filepath.Join(processes, strconv.Itoa(pid)), dirs: map[string]string{}}
+	g := group{id: id, process: filepath.Join(processes, strconv.Itoa(pid)), dirs: map[string]string{}, daemons: &daemonCount{}}
 	if len(id) < 12 {
 		return g, fmt.Errorf("%q is no container's ID", id)
 	}
@@ -121,14 +122,18 @@ func groupOf(groups, processes, id string, pid int) (group, error) {
 			g.dirs[controller] = filepath.Join(groups, controller, path)
 		}
 	}
-	counter := "cpuacct"
-	if g.unified {
-		counter = ""
-	}
-	if g.dirs[counter] == "" {
+	if g.dirs[g.counter()] == "" {
 		return g, fmt.Errorf("process %d is not in the group of container %.12s", pid, id)
 	}
 	return g, nil
+}
+
+// counter is the controller that counts what the processors do.
+func (g group) counter() string {
+	if g.unified {
+		return ""
+	}
+	return "cpuacct"
 }
 
 // pathTo returns path up to the element with id in its name: whatever process 1
@@ -154,6 +159,9 @@ func (g group) usage() (u sessions.Usage, err error) {
 	}
 	if err == nil {
 		u.Received, u.Sent, err = g.network()
+	}
+	if err == nil {
+		u.Daemons, err = g.daemons.look(g.dirs[g.counter()], filepath.Dir(g.process))
 	}
 	// Last: a container that went away meanwhile has left its counters half read,
 	// and its process's number, perhaps, to another.
