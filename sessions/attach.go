@@ -109,7 +109,7 @@ func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
 		return nil, nil, errClosed
 	case s == nil && m.unready != nil:
 		return nil, nil, m.unready
-	case s == nil && m.drain != nil:
+	case s == nil && m.drain.Refuses():
 		return nil, nil, m.drain.refusal()
 	case s == nil:
 		s, a.began = m.begin(p, a.files), true

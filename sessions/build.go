@@ -95,7 +95,7 @@ func (m *Manager) BuildImage(ctx context.Context, by string, p Project, again bo
 // Image: p names an image, there is no Dockerfile, the site builds none, or
 // nothing is launched, so that nobody waits for an image to be told so.
 func (m *Manager) RefreshImage(ctx context.Context, by string, p Project, progress func(BuildProgress)) (i Image, built bool, err error) {
-	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled || m.Draining() != nil {
+	if p.Image != "" || m.Builder == nil || !m.Config().Build.Enabled || m.Draining().Refuses() {
 		return Image{}, false, nil
 	}
 	b, err := m.buildOf(ctx, p)

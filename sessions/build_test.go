@@ -144,7 +144,7 @@ func TestRefreshImage(t *testing.T) {
 	w.cfg.Build.Enabled = false
 	refresh(p, false)
 	w.cfg.Build.Enabled = true
-	_, err := w.Drain(t.Context(), "root", "")
+	_, err := w.Drain(t.Context(), "root", "", time.Time{})
 	must(t, err)
 	refresh(p, false)
 	_, err = w.Undrain(t.Context(), "root")

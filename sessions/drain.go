@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ds01/ds01/internal/fault"
@@ -16,25 +17,55 @@ import (
 // is there, as JSON, for as long as that lasts.
 const drainKey = "drain"
 
-// A Drain keeps new sessions from being launched, so that the machine empties
-// while nothing that runs is touched.
+// A Drain empties the machine, for maintenance. Without At, no new session starts and
+// what runs goes on. With it, all goes on until then. Then every session ends, and no
+// new one starts.
 type Drain struct {
 	Since  time.Time `json:"since"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"` // for everybody to read, or ""
+	At     time.Time `json:"at"`     // zero: what runs goes on
 }
+
+// Refuses reports whether no new session starts now. A nil Drain refuses nothing.
+func (d *Drain) Refuses() bool { return d != nil && !d.At.After(time.Now()) }
 
 // Say is what d means to a person.
 func (d *Drain) Say() string {
-	if d.Reason == "" {
-		return "no new sessions are started for now"
+	say := "no new sessions are started for now"
+	if !d.Refuses() {
+		say = "all sessions end at " + clockTime(d.At) + ", and no new ones start then"
 	}
-	return "no new sessions are started for now: " + d.Reason
+	if d.Reason != "" {
+		say += ": " + d.Reason
+	}
+	return say
+}
+
+// why is what ends a session because of d.
+func (d *Drain) why() string {
+	if d.Reason == "" {
+		return "the machine is drained by " + d.By
+	}
+	return "the machine is drained: " + d.Reason
+}
+
+// clockTime is t for people, with its day unless that is today.
+func clockTime(t time.Time) string {
+	t = t.UTC()
+	if t.Format(time.DateOnly) == time.Now().UTC().Format(time.DateOnly) {
+		return t.Format("15:04 UTC")
+	}
+	return t.Format("2006-01-02 15:04 UTC")
 }
 
 // refusal is what a login hears that would need a new session.
 func (d *Drain) refusal() error {
-	return fault.New(fault.ExitFailed, "running sessions go on; try again later, or ask your administrator", "%s", d.Say())
+	hint := "running sessions go on; try again later, or ask your administrator"
+	if !d.At.IsZero() {
+		hint = "try again later, or ask your administrator; what is in /workspace is kept"
+	}
+	return fault.New(fault.ExitFailed, hint, "%s", d.Say())
 }
 
 // loadDrain finds out whether an earlier run was draining.
@@ -55,11 +86,15 @@ func (m *Manager) loadDrain(ctx context.Context) error {
 	return nil
 }
 
-// Drain launches no new sessions from here on, also after a restart, until
-// Undrain. Asked again, it changes the reason. It returns what holds now.
-func (m *Manager) Drain(ctx context.Context, by, reason string) (Drain, error) {
+// Drain drains the machine, also after a restart, until Undrain. Who is in a session
+// that At ends is told now, and again before it does. Drain replaces what an earlier
+// one has said. It returns what holds now.
+func (m *Manager) Drain(ctx context.Context, by, reason string, at time.Time) (Drain, error) {
 	d := Drain{Since: time.Now().UTC().Truncate(time.Millisecond), By: by, Reason: reason}
-	if before := m.Draining(); before != nil {
+	if !at.IsZero() {
+		d.At = at.UTC().Truncate(time.Millisecond)
+	}
+	if before := m.Draining(); before != nil && d.At.IsZero() && before.At.IsZero() {
 		d.Since, d.By = before.Since, before.By
 	}
 	text, err := json.Marshal(d)
@@ -72,13 +107,17 @@ func (m *Manager) Drain(ctx context.Context, by, reason string) (Drain, error) {
 		if err != nil {
 			return err
 		}
-		return observe.Record(ctx, tx, observe.Event{Kind: "drain.on", User: by, Detail: reason})
+		detail := reason
+		if !d.At.IsZero() {
+			detail = strings.TrimSuffix("at "+d.At.Format("2006-01-02 15:04 UTC")+": "+reason, ": ")
+		}
+		return observe.Record(ctx, tx, observe.Event{Kind: "drain.on", User: by, Detail: detail})
 	})
 	if err != nil {
 		return Drain{}, fmt.Errorf("drain: %w", err)
 	}
 	m.setDrain(&d)
-	m.Log.Info("draining: no new sessions", "user", by, "reason", reason)
+	m.Log.Info("draining: "+d.Say(), "user", by)
 	return d, nil
 }
 
@@ -101,18 +140,53 @@ func (m *Manager) Undrain(ctx context.Context, by string) (was bool, err error) 
 	return true, nil
 }
 
+// setDrain has everything know of d, which is nil when the machine is not drained any
+// more.
 func (m *Manager) setDrain(d *Drain) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	before := m.drain
 	m.drain = d
+	m.emptyLine()
 	for _, s := range m.lives {
-		if d != nil && s.line != nil {
-			s.cancel(d.refusal())
+		if s.policy == nil || s.state != Active && s.state != Idle {
+			continue
+		}
+		s.policy.drain = d
+		switch {
+		case s.files: // nobody reads there
+		case d != nil && !d.At.IsZero():
+			s.tell("ds01: " + d.Say() + "; save your work")
+		case before != nil && !before.At.IsZero():
+			s.tell("ds01: this session does not end at " + clockTime(before.At) + " any more")
+		}
+	}
+	m.lookAtClocks()
+}
+
+// emptyLine tells those who wait in line that their session will not start, if so.
+// The caller holds m.mu.
+func (m *Manager) emptyLine() {
+	if !m.drain.Refuses() {
+		return
+	}
+	for _, s := range m.lives {
+		if s.line != nil {
+			s.cancel(m.drain.refusal())
 		}
 	}
 }
 
-// Draining returns why nothing new is launched, or nil.
+// drainsAt returns when the drain begins that is to come, or zero. The caller holds
+// m.mu.
+func (m *Manager) drainsAt() time.Time {
+	if m.drain == nil || m.drain.Refuses() {
+		return time.Time{}
+	}
+	return m.drain.At
+}
+
+// Draining returns the drain that holds or is to come, or nil.
 func (m *Manager) Draining() *Drain {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -92,6 +92,7 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 	s.container, s.state, s.idleSince = c, state, idleSince
 	close(s.launched)
 	s.policy = newPolicy(s.limits, len(s.gpus), monotonic(s.began), monotonic(idleSince))
+	s.policy.drain = s.m.drain
 	if len(s.holds) > 0 {
 		s.policy.connect(len(s.holds), time.Now())
 	}

@@ -101,10 +101,10 @@ func TestReadOnlySession(t *testing.T) {
 		if previous := last.TellPrevious(); previous == "" || previous[len(previous)-7:] != "idle 5m" {
 			t.Errorf("is told that the last session %q", previous)
 		}
-		if err := w.RetireHeld(t.Context(), p.Ref, "rita", "retired by rita"); err == nil {
+		if err := w.RetireAs(t.Context(), p.Ref, sessions.Retirement{By: "rita", Holder: "rita", Reason: "retired by rita"}); err == nil {
 			t.Error("rita has retired what counts for guest")
 		}
-		if err := w.RetireHeld(t.Context(), p.Ref, "guest", "retired by guest"); err != nil {
+		if err := w.RetireAs(t.Context(), p.Ref, sessions.Retirement{By: "guest", Holder: "guest", Reason: "retired by guest"}); err != nil {
 			t.Error(err)
 		}
 		w.consistent(own.Session.ID)

@@ -59,6 +59,7 @@ type policy struct {
 	kept        time.Time // ends for nothing before; zero if nobody keeps it
 	keptSince   time.Time // when that was asked for
 	contended   bool      // somebody waits in line for what it holds
+	drain       *Drain    // that may end it; nil if there is none
 
 	last     sample
 	promised map[string]promise
@@ -159,6 +160,7 @@ const (
 	clockConnected = "connected but idle"
 	clockGPU       = "GPU idle"
 	clockLifetime  = "lifetime"
+	clockDrain     = "drain"
 )
 
 // A term is one reason why a session may end.
@@ -170,6 +172,9 @@ type term struct {
 	why   string
 	told  bool // whether at has been announced
 }
+
+// firm reports whether c ends a session whatever that does.
+func (c term) firm() bool { return c.name == clockLifetime || c.name == clockDrain }
 
 // A promise is a deadline that has been announced: it never moves closer. It is
 // void once the clock starts anew, or runs longer.
@@ -191,7 +196,7 @@ func (c term) leads() []time.Duration {
 		return []time.Duration{c.lead()}
 	case c.lead() <= minute:
 		return []time.Duration{minute}
-	case c.name == clockLifetime && c.limit >= 5*early:
+	case c.firm() && c.limit >= 5*early:
 		return []time.Duration{early, c.lead(), minute}
 	}
 	return []time.Duration{c.lead(), minute}
@@ -225,6 +230,10 @@ func (p *policy) running() (all []term) {
 	}
 	if p.gpus > 0 && p.contended {
 		add(clockGPU, p.limits.GPUIdleTimeout, latest(p.began, p.computed), false, ", while others wait for a GPU")
+	}
+	if d := p.drain; d != nil && !d.At.IsZero() {
+		since := latest(d.Since, p.began.Round(0))
+		all = append(all, term{name: clockDrain, limit: max(d.At.Sub(since), 0), since: since, at: d.At, why: d.why()})
 	}
 	return all
 }
@@ -272,13 +281,13 @@ func (p *policy) due(now time.Time) turn {
 		return !slices.ContainsFunc(all, func(c term) bool { return c.name == name && c.told })
 	})
 	for _, c := range all {
-		if c.name != clockLifetime && now.Sub(p.last.at) > p.patience() && c.at.After(now) {
+		if !c.firm() && now.Sub(p.last.at) > p.patience() && c.at.After(now) {
 			continue // it may work: nobody is told otherwise
 		}
 		left := c.at.Sub(now)
 		if left <= 0 {
 			switch {
-			case c.name != clockLifetime && !p.lookedAt(c.at):
+			case !c.firm() && !p.lookedAt(c.at):
 				t.look = true
 			case t.end == nil:
 				t.end = &c

@@ -65,7 +65,7 @@ func (m *Manager) joinLine(s *life, made plan) *wait {
 	case len(s.waiting) == 0: // all have gone meanwhile
 		s.state = Retiring
 		s.cancel(errNobodyWaits)
-	case m.drain != nil:
+	case m.drain.Refuses():
 		s.cancel(m.drain.refusal())
 	}
 	return s.line
@@ -137,7 +137,7 @@ func (s *life) goOnWithout() bool {
 func (m *Manager) admit(ctx context.Context, tx *sql.Tx, session string) (bool, error) {
 	m.mu.Lock()
 	s := m.lives[session]
-	if s == nil || s.line == nil || s.launch.Err() != nil || m.drain != nil {
+	if s == nil || s.line == nil || s.launch.Err() != nil || m.drain.Refuses() {
 		m.mu.Unlock()
 		return false, nil
 	}
@@ -175,7 +175,7 @@ func (m *Manager) inLine() map[*life]*wait {
 // or nothing may be.
 func (m *Manager) lendable(ctx context.Context) ([]gpu.Device, bool) {
 	m.mu.Lock()
-	closed := m.lost || m.unready != nil || m.drain != nil
+	closed := m.lost || m.unready != nil || m.drain.Refuses()
 	m.mu.Unlock()
 	if closed || len(m.inLine()) == 0 {
 		return nil, false

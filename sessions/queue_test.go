@@ -250,7 +250,7 @@ func TestDrainEndsTheLine(t *testing.T) {
 		w, holds := full(t)
 		p := w.project("alice", "thesis", 1)
 		waits := w.login(p)
-		_, err := w.Drain(t.Context(), "root", "new driver")
+		_, err := w.Drain(t.Context(), "root", "new driver", time.Time{})
 		must(t, err)
 		synctest.Wait()
 		waits.tells(t, "drained", "failed: no new sessions are started for now: new driver")
@@ -334,6 +334,7 @@ func TestGoneFromLine(t *testing.T) {
 		w, _ := full(t)
 		w.user("rita")
 		reads := w.share(w.project("alice", "thesis", 1), "rita", true)
+		reads.Once = &gpu.Want{Count: 1}
 		gone := w.login(reads)
 		time.Sleep(time.Minute)
 		waits := w.login(w.project("bob", "art", 1))

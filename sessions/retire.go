@@ -21,28 +21,40 @@ type ending struct {
 	grace    time.Duration // from SIGTERM to SIGKILL
 }
 
+// noticeTime is how long people have to read that somebody else ends their session,
+// unless their processes get less to end.
+const noticeTime = 10 * time.Second
+
+// A Retirement is an end that somebody asks for.
+type Retirement struct {
+	By     string // who asks
+	Reason string // for those in it, the next login, the log and the events
+	Holder string // only the sessions that count for them; "" is all
+	Notice bool   // who is in it is told, and has a while to save their work
+}
+
 // Retire ends ref's sessions for the reason given ("retired by alice") and
 // returns when it is confirmed gone. If it is retiring already, Retire waits for
 // that; a launch is cancelled and undone. Without a session: *fault.Error,
 // ExitNoSuch. If the engine cannot confirm the end, Retire returns an error
 // and the Manager goes on trying, as it does when ctx ends.
 func (m *Manager) Retire(ctx context.Context, ref Ref, by, reason string) error {
-	return m.retire(ctx, ref, "", by, reason)
+	return m.RetireAs(ctx, ref, Retirement{By: by, Reason: reason})
 }
 
-// RetireHeld is Retire for those of ref's sessions alone that count for holder.
-func (m *Manager) RetireHeld(ctx context.Context, ref Ref, holder, reason string) error {
-	return m.retire(ctx, ref, holder, holder, reason)
-}
-
-func (m *Manager) retire(ctx context.Context, ref Ref, holder, by, reason string) error {
-	found, err := m.find(ref, holder)
+// RetireAs is Retire in the way that r says.
+func (m *Manager) RetireAs(ctx context.Context, ref Ref, r Retirement) error {
+	found, err := m.find(ref, r.Holder)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	for _, s := range found {
-		m.retireLocked(s, by, reason)
+		if r.Notice && s.isOccupied() {
+			m.retireSoon(s, r)
+		} else {
+			m.retireLocked(s, r.By, r.Reason)
+		}
 	}
 	m.mu.Unlock()
 	var errs []error
@@ -50,6 +62,27 @@ func (m *Manager) retire(ctx context.Context, ref Ref, holder, by, reason string
 		errs = append(errs, s.awaitOver(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// isOccupied reports whether somebody would read a notice. The caller holds m.mu.
+func (s *life) isOccupied() bool {
+	return (s.state == Active || s.state == Idle) && len(s.holds) > 0 && !s.files
+}
+
+// retireSoon tells who is in s that r ends it, and ends it when they could read that.
+// The caller holds m.mu.
+func (m *Manager) retireSoon(s *life, r Retirement) {
+	left := min(noticeTime, time.Duration(s.limits.StopGrace))
+	text := fmt.Sprintf("this session ends in %ds: %s", int(left.Seconds()), r.Reason)
+	s.tell("ds01: " + text + "; save your work")
+	s.warn(time.Now().Add(left), left, r.Reason, text)
+	m.spawnLocked(func() {
+		if m.pause(left) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.retireLocked(s, r.By, r.Reason)
+		}
+	})
 }
 
 // find returns ref's lives, or those that count for holder, of which there is

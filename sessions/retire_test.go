@@ -3,8 +3,10 @@ package sessions_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ds01/ds01/internal/fault"
@@ -191,4 +193,38 @@ func TestReasonOfSilence(t *testing.T) {
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("it took %v to be told", took)
 	}
+}
+
+// Who is in a session that somebody else ends reads by whom and why, and has a while
+// to save their work. Nobody waits where nobody would read it.
+func TestRetireWithNotice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		r := sessions.Retirement{By: "root", Reason: "retired by root: new driver", Notice: true}
+		p := w.project("alice", "thesis", 1)
+		a := w.attach(p)
+		began := time.Now()
+		done := make(chan error)
+		go func() { done <- w.RetireAs(t.Context(), p.Ref, r) }()
+		hears(t, a, "ds01: this session ends in 10s: retired by root: new driver; save your work")
+		if s := w.session(p); s.State != sessions.Active {
+			t.Errorf("at once: %+v", s)
+		}
+		must(t, <-done)
+		if took := time.Since(began); took < 10*time.Second {
+			t.Errorf("ended after %v", took)
+		}
+		if told := w.attach(p).TellPrevious(); !strings.HasSuffix(told, "retired by root: new driver") {
+			t.Errorf("the next login is told %q", told)
+		}
+		w.attach(p).Detach()
+
+		empty := w.project("bob", "thesis", 1)
+		w.attach(empty).Detach()
+		began = time.Now()
+		must(t, w.RetireAs(t.Context(), empty.Ref, r))
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("with nobody there it took %v", took)
+		}
+	})
 }

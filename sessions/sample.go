@@ -54,6 +54,8 @@ func (m *Manager) keepTime() (next time.Time) {
 		return time.Time{}
 	}
 	now := time.Now()
+	m.emptyLine()
+	next = m.drainsAt()
 	for _, s := range m.lives {
 		if s.policy == nil || s.state != Active && s.state != Idle {
 			continue

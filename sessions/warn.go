@@ -21,11 +21,7 @@ func (s *life) announce(c term, now time.Time) {
 	if s.files { // it goes a minute after each transfer, and nobody misses it
 		return
 	}
-	s.m.notify(warning{
-		Kind: "session.warned", Session: s.id, Project: s.project.Name, Owner: s.project.Owner, Holder: s.project.holder(),
-		Retires: at.Truncate(time.Second), Left: int(left.Round(time.Second).Seconds()), Reason: c.why,
-		Text: s.project.String() + ": " + text,
-	})
+	s.warn(at, left, c.why, text)
 	promises := s.policy.promises()
 	s.m.writer.later(func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `UPDATE sessions SET announced = ? WHERE id = ?`, promises, s.id); err != nil {
@@ -39,6 +35,15 @@ func (s *life) announce(c term, now time.Time) {
 		case !errors.Is(err, errClosed):
 			s.log.Error("cannot record that the session was warned", "err", err)
 		}
+	})
+}
+
+// warn has whoever the site has named know that s ends then, and why.
+func (s *life) warn(at time.Time, left time.Duration, why, text string) {
+	s.m.notify(warning{
+		Kind: "session.warned", Session: s.id, Project: s.project.Name, Owner: s.project.Owner, Holder: s.project.holder(),
+		Retires: at.UTC().Truncate(time.Second), Left: int(left.Round(time.Second).Seconds()), Reason: why,
+		Text: s.project.String() + ": " + text,
 	})
 }
 

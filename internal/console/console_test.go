@@ -54,6 +54,7 @@ func backend(t *testing.T) *Backend {
 	cfg := config.Default()
 	cfg.Workspaces = dir + "/ws/{owner}/{project}"
 	cfg.Cache.Path = dir + "/cache/{owner}/{project}"
+	cfg.Limits.StopGrace = config.Duration(10 * time.Millisecond) // nobody reads for longer that a session ends
 	cfg.Roles["guest"] = config.Overlay{GPUs: new(0.0)}
 	b := &Backend{
 		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), DB: d,

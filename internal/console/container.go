@@ -313,14 +313,20 @@ func describe(d gpu.Device) string {
 }
 
 func (c *call) containerRetire() *cobra.Command {
+	var reason string
 	cmd := c.leaf(leaf{
 		use:   "retire NAME",
 		short: "End a project's container now; its files stay",
 		long: "Returns when the container is gone and its GPUs are free. Of a project that is shared with you\n" +
-			"to read, it ends the container that counts for you.",
-		example: "ds01 container retire my-thesis",
+			"to read, it ends the container that counts for you. Those in it read who ends it, and the reason.\n" +
+			"An administrator's command gives them a few seconds to save their work.",
+		example: "ds01 container retire my-thesis\nds01 container retire alice.thesis --reason \"new driver\"",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.find(args[0])
+			if err != nil {
+				return err
+			}
+			said, err := oneLine(reason)
 			if err != nil {
 				return err
 			}
@@ -329,14 +335,15 @@ func (c *call) containerRetire() *cobra.Command {
 				if err := c.say(c.projectJSON(p), "retiring %s, which ends this login; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref)); err != nil {
 					return err
 				}
-				return c.Sessions.Retire(context.WithoutCancel(c.ctx), p.Ref, by, "retired by "+by)
+				return c.Sessions.Retire(context.WithoutCancel(c.ctx), p.Ref, by, strings.TrimSuffix("retired by "+by+": "+said, ": "))
 			}
-			if err := c.retire(p); err != nil {
+			if err := c.retire(p, said); err != nil {
 				return err
 			}
 			return c.say(c.projectJSON(p), "retired %s; its files stay in %s", c.called(p.Ref), c.Sessions.Workspace(p.Ref))
 		},
 	})
+	cmd.Flags().StringVar(&reason, "reason", "", "why, in a line, for those in it and for its next login")
 	cmd.SuggestFor = []string{"stop", "remove", "rm", "kill"} // as Docker has it
 	return cmd
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -18,13 +19,14 @@ type drainJSON struct {
 	Since    *time.Time `json:"since"`
 	By       string     `json:"by"`
 	Reason   string     `json:"reason"`
+	At       *time.Time `json:"at"`       // when all sessions end; null if they go on
 	Sessions int        `json:"sessions"` // that still run
 }
 
 func (c *call) drainJSON(d *sessions.Drain) (drainJSON, error) {
 	var j drainJSON
 	if d != nil {
-		j = drainJSON{Draining: true, Since: stamp(d.Since), By: d.By, Reason: d.Reason}
+		j = drainJSON{Draining: true, Since: stamp(d.Since), By: d.By, Reason: d.Reason, At: stamp(d.At)}
 	}
 	running, err := c.Sessions.Sessions(c.ctx, false)
 	j.Sessions = len(running)
@@ -33,27 +35,35 @@ func (c *call) drainJSON(d *sessions.Drain) (drainJSON, error) {
 
 // drain is the commands that empty the machine, for admins.
 func (c *call) drain() *cobra.Command {
-	cmd := Parent("drain", "Let no new sessions start, before maintenance",
-		"While ds01 drains, what runs goes on, and logins that would start a session are told\n"+
-			"why they cannot. It lasts until `drain off`, also through a restart.")
+	cmd := Parent("drain", "Empty the machine, before maintenance",
+		"While ds01 drains, logins that would start a session are told why they cannot. What runs\n"+
+			"goes on, or ends at a time that you name. It lasts until `drain off`, also through a restart.")
 	cmd.AddCommand(c.drainOn(), c.drainOff(), c.drainShow())
 	return cmd
 }
 
 func (c *call) drainOn() *cobra.Command {
-	var reason string
+	var reason, at string
 	cmd := c.leaf(leaf{
-		use:     "on",
-		short:   "Start no new sessions; those that run go on",
-		long:    "Said again, it changes the reason.",
-		example: `ds01 drain on --reason "new driver at 18:00"`,
+		use:   "on",
+		short: "Start no new sessions; with --at, end those that run",
+		long: "Without --at, no session starts from now on, and those that run go on.\n" +
+			"With --at, all goes on until that time. Then every session ends, and no new one starts.\n" +
+			"Everybody in a session is told now, and again before the end.\n" +
+			"TIME is such as 18:00, \"2026-12-24 18:00\" or 2026-12-24T18:00:00+01:00, in UTC unless it says\n" +
+			"otherwise, or +2h for two hours from now. Said again, it replaces what was said before.",
+		example: `ds01 drain on --at 18:00 --reason "new driver"`,
 		admin:   true,
 		run: func(*cobra.Command, []string) error {
 			said, err := oneLine(reason)
 			if err != nil {
 				return err
 			}
-			d, err := c.Sessions.Drain(c.ctx, c.caller.name(), said)
+			when, err := momentOf(at, time.Now())
+			if err != nil {
+				return err
+			}
+			d, err := c.Sessions.Drain(c.ctx, c.caller.name(), said, when)
 			if err != nil {
 				return err
 			}
@@ -64,8 +74,50 @@ func (c *call) drainOn() *cobra.Command {
 			return c.say(j, "draining: %s; running: %s", d.Say(), count(j.Sessions, "session"))
 		},
 	})
-	cmd.Flags().StringVar(&reason, "reason", "", "what logins are told, in a line")
+	cmd.Flags().StringVar(&reason, "reason", "", "what people are told, in a line")
+	cmd.Flags().StringVar(&at, "at", "", "end all sessions at `TIME`")
 	return cmd
+}
+
+// longestDrain is how far ahead a drain may lie: what is later is a slip.
+const longestDrain = 366 * 24 * time.Hour
+
+// momentOf returns the moment to come that text names: the next 18:00, a day with a time, RFC 3339,
+// or +2h. Without a zone it is UTC. "" is the zero time.
+func momentOf(text string, now time.Time) (time.Time, error) {
+	now = now.UTC()
+	at, err := parseMoment(text, now)
+	switch {
+	case text == "":
+		return time.Time{}, nil
+	case err != nil:
+		return time.Time{}, fault.New(fault.ExitUsage, `use 18:00, "2026-12-24 18:00", 2026-12-24T18:00:00+01:00 or +2h`, "%q is not a time", text)
+	case !at.After(now):
+		return time.Time{}, fault.New(fault.ExitUsage, "name a time to come", "%s has passed", moment(at))
+	case at.Sub(now) > longestDrain:
+		return time.Time{}, fault.New(fault.ExitUsage, "check the year", "%s is more than a year ahead", moment(at))
+	}
+	return at.UTC(), nil
+}
+
+func parseMoment(text string, now time.Time) (time.Time, error) {
+	if after, ok := strings.CutPrefix(text, "+"); ok {
+		d, err := config.ParseDuration(after)
+		return now.Add(time.Duration(d)), err
+	}
+	if at, err := time.Parse("15:04", text); err == nil {
+		at = time.Date(now.Year(), now.Month(), now.Day(), at.Hour(), at.Minute(), 0, 0, time.UTC)
+		if !at.After(now) {
+			at = at.AddDate(0, 0, 1)
+		}
+		return at, nil
+	}
+	for _, layout := range []string{"2006-01-02 15:04", "2006-01-02T15:04"} {
+		if at, err := time.Parse(layout, text); err == nil {
+			return at, nil
+		}
+	}
+	return time.Parse(time.RFC3339, text)
 }
 
 func (c *call) drainOff() *cobra.Command {
@@ -112,6 +164,7 @@ func (c *call) drainShow() *cobra.Command {
 				field{"since", moment(value(j.Since))},
 				field{"by", j.By},
 				field{"reason", j.Reason},
+				field{"ends all", moment(value(j.At))},
 				field{"running", count(j.Sessions, "session")})
 		},
 	})

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -29,6 +30,7 @@ func shared(t *testing.T) *Backend {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.Once = &gpu.Want{Count: 1} // a reader has to ask for one
 	a, err := b.Sessions.Attach(t.Context(), p, func(sessions.Step) {})
 	if err != nil {
 		t.Fatal(err)

@@ -217,13 +217,21 @@ func (c *call) mayEnter() (func(sessions.Session) bool, error) {
 	}, nil
 }
 
-// retire ends p's sessions; of who is not its owner, those that count for them.
-func (c *call) retire(p sessions.Project) error {
+// retire ends p's sessions, for a reason or for "". A reader's retire ends those that
+// count for the reader. Who is in there is told first if it is an administrator who
+// ends them.
+func (c *call) retire(p sessions.Project, reason string) error {
 	by := c.caller.name()
-	if c.caller.Admin || p.Owner == c.caller.User {
-		return c.Sessions.Retire(c.ctx, p.Ref, by, "retired by "+by)
+	r := sessions.Retirement{By: by, Reason: "retired by " + by}
+	if reason != "" {
+		r.Reason += ": " + reason
 	}
-	err := c.Sessions.RetireHeld(c.ctx, p.Ref, by, "retired by "+by)
+	if c.caller.Admin || p.Owner == c.caller.User {
+		r.Notice = p.Owner != c.caller.User
+		return c.Sessions.RetireAs(c.ctx, p.Ref, r)
+	}
+	r.Holder = by
+	err := c.Sessions.RetireAs(c.ctx, p.Ref, r)
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Exit == fault.ExitNoSuch {
 		return fault.New(fault.ExitDenied, "ask "+p.Owner, "nothing of %s counts for you, and only its owner may retire the rest", p.Ref)
 	}
