@@ -25,6 +25,8 @@ type Attachment struct {
 	project Project // as found for who attaches
 	notices chan string
 	revoked chan error // holds one
+	guest   Guest      // as checked when the hold began
+	evicted atomic.Bool
 
 	from    time.Time
 	touched atomic.Int64  // when the client last typed, in nanoseconds after from; 0 is never
@@ -80,7 +82,7 @@ func (m *Manager) attach(ctx context.Context, p Project, as *Attachment, step fu
 			}
 			continue
 		}
-		if err := checkMember(ctx, m.DB, p); err != nil { // now that an Unshare would see the hold
+		if a.guest, err = guestOf(ctx, m.DB, p); err != nil { // now that an Unshare would see the hold
 			m.leave(s, nil, a)
 			return nil, err
 		}
@@ -90,7 +92,7 @@ func (m *Manager) attach(ctx context.Context, p Project, as *Attachment, step fu
 		if a.Launched {
 			a.InLine = min(s.waited, a.Took)
 		}
-		a.Session, a.Container = s.snapshot(), s.container
+		a.Session, a.Container = s.snapshot(), s.inside(a)
 		return a, nil
 	}
 }

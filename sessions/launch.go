@@ -27,6 +27,7 @@ const (
 func (m *Manager) begin(p Project, files bool) *life {
 	id := strings.ToLower(rand.Text()[:16])
 	s := m.newLife(id, p, files, Launching)
+	s.guests = map[Guest]bool{}
 	m.spawnLocked(func() {
 		if err := m.launch(s); err != nil {
 			m.abandon(s, err)

@@ -49,6 +49,7 @@ type life struct {
 	container Container
 	gpus      []gpu.Device
 	holds     map[*Attachment]struct{}
+	guests    map[Guest]bool       // who has been in it and is not its owner; nil is unknown
 	waiting   map[*waiter]struct{} // those of the holds that wait for the launch
 	step      Step                 // the last
 	previous  string               // what became of the session before, until told

@@ -110,18 +110,30 @@ func (m *Manager) Share(ctx context.Context, by string, p Project, user string, 
 	if changed {
 		m.Log.Info("project shared "+detail, "project", p.String(), "user", by)
 	}
-	if readOnly {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.evict(p.ID, user, errReadOnlyNow(p), func(a *Attachment) bool { return !a.project.ReadOnly })
+	if !readOnly {
+		return changed, nil
 	}
+	guest, err := guestNamed(ctx, m.DB, user)
+	if err != nil {
+		return changed, err
+	}
+	Eviction{
+		m: m, guest: guest, by: by, why: errReadOnlyNow,
+		from:  func(of Project) bool { return of.ID == p.ID && !of.ReadOnly },
+		which: func(a *Attachment) bool { return !a.project.ReadOnly },
+	}.CarryOut(ctx)
 	return changed, nil
 }
 
-// Unshare takes p away from user again, and reports whether they had it. Their
-// connections to it end. What runs for them to read it ends, too, if it counts
+// Unshare takes p away from user again. Their connections to it end, and so do their
+// processes in its sessions. What runs for them to read it ends, too, if it counts
 // for them and nobody else is there.
-func (m *Manager) Unshare(ctx context.Context, by string, p Project, user string) (changed bool, err error) {
+func (m *Manager) Unshare(ctx context.Context, by string, p Project, user string) (Departure, error) {
+	guest, err := guestNamed(ctx, m.DB, user)
+	if err != nil {
+		return Departure{}, err
+	}
+	var changed bool
 	err = m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx, `DELETE FROM members WHERE project = ? AND user = ?`, p.ID, user)
 		if changed, err = hasChanged(res, err); err != nil || !changed {
@@ -130,20 +142,27 @@ func (m *Manager) Unshare(ctx context.Context, by string, p Project, user string
 		return record(ctx, tx, "project.unshared", by, p.Ref, "", "with "+user)
 	})
 	if err != nil {
-		return false, fmt.Errorf("unshare project %s with %s: %w", p.Ref, user, err)
+		return Departure{}, fmt.Errorf("unshare project %s with %s: %w", p.Ref, user, err)
+	}
+	if user == p.Owner { // of whom nothing was taken
+		return Departure{}, nil
 	}
 	if changed {
 		m.Log.Info("project no longer shared with "+user, "project", p.String(), "user", by)
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.evict(p.ID, user, errUnshared(p), func(*Attachment) bool { return true })
 	for _, s := range m.lives {
 		if s.project.ID == p.ID && s.project.ReadOnly && s.project.holder() == user && !s.usedByOthers(user) {
 			m.retireLocked(s, by, "no longer shared with "+user)
 		}
 	}
-	return changed, nil
+	m.mu.Unlock()
+	d := Eviction{
+		m: m, guest: guest, by: by, why: errUnshared,
+		from: func(of Project) bool { return of.ID == p.ID },
+	}.CarryOut(ctx)
+	d.Changed = changed
+	return d, nil
 }
 
 func hasChanged(res sql.Result, err error) (bool, error) {
@@ -152,25 +171,6 @@ func hasChanged(res sql.Result, err error) (bool, error) {
 	}
 	n, err := res.RowsAffected()
 	return n > 0, err
-}
-
-// evict tells those of user's attachments to a project that which picks that
-// they may stay no longer. The caller holds m.mu.
-func (m *Manager) evict(project int64, user string, why error, which func(*Attachment) bool) {
-	for _, s := range m.lives {
-		if s.project.ID != project {
-			continue
-		}
-		for a := range s.holds {
-			if a.project.User != user || !which(a) {
-				continue
-			}
-			select {
-			case a.revoked <- why:
-			default: // has been told
-			}
-		}
-	}
 }
 
 // usedByOthers reports whether anybody but user holds s. The caller holds m.mu.
@@ -197,20 +197,40 @@ func errReadOnlyNow(p Project) error {
 }
 
 // checkMember returns an error if who p was found for may not use it so any
-// more. A hold that has been given before cannot be missed by evict.
+// more. A hold that has been given before cannot be missed by an eviction.
 func checkMember(ctx context.Context, q rowQuerier, p Project) error {
+	_, err := guestOf(ctx, q, p)
+	return err
+}
+
+// guestOf is checkMember, and returns who p was found for, or the zero Guest if that
+// is its owner.
+func guestOf(ctx context.Context, q rowQuerier, p Project) (Guest, error) {
 	if p.User == "" || p.User == p.Owner {
-		return nil
+		return Guest{}, nil
 	}
 	var readOnly bool
-	err := q.QueryRowContext(ctx, `SELECT read_only FROM members WHERE project = ? AND user = ?`, p.ID, p.User).Scan(&readOnly)
+	found := Guest{Name: p.User}
+	err := q.QueryRowContext(ctx, `SELECT m.read_only, u.uid FROM members m JOIN users u ON u.name = m.user WHERE m.project = ? AND m.user = ?`,
+		p.ID, p.User).Scan(&readOnly, &found.UID)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return errNoProject(p.String())
+		return Guest{}, errNoProject(p.String())
 	case err != nil:
-		return fmt.Errorf("look for %s among the members of %s: %w", p.User, p.Ref, explainDB(err))
+		return Guest{}, fmt.Errorf("look for %s among the members of %s: %w", p.User, p.Ref, explainDB(err))
 	case readOnly && !p.ReadOnly:
-		return errReadOnlyNow(p)
+		return Guest{}, errReadOnlyNow(p)
 	}
-	return nil
+	return found, nil
+}
+
+// guestNamed returns the user of that name as a Guest. One who is no user has no
+// number, and nothing runs for them.
+func guestNamed(ctx context.Context, q rowQuerier, user string) (Guest, error) {
+	found := Guest{Name: user}
+	err := q.QueryRowContext(ctx, `SELECT uid FROM users WHERE name = ?`, user).Scan(&found.UID)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return found, fmt.Errorf("look for user %s: %w", user, explainDB(err))
+	}
+	return found, nil
 }

@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -159,8 +160,8 @@ func TestShare(t *testing.T) {
 	_, err = w.Share(t.Context(), "alice", p, "alice", true)
 	is(t, err, fault.ExitFailed, "alice.thesis is alice's own")
 	for i, want := range []bool{true, false} {
-		if changed, err := w.Unshare(t.Context(), "alice", p, "bob"); err != nil || changed != want {
-			t.Errorf("Unshare %d: changed %v, %v; want %v", i, changed, err, want)
+		if left, err := w.Unshare(t.Context(), "alice", p, "bob"); err != nil || left.Changed != want {
+			t.Errorf("Unshare %d: changed %v, %v; want %v", i, left.Changed, err, want)
 		}
 	}
 	_, err = w.Find(t.Context(), "bob", "alice.thesis")
@@ -273,4 +274,90 @@ func TestProjectsInOrder(t *testing.T) {
 			t.Errorf("Projects(%q) = %s, %v; want %s", user, got, err, want)
 		}
 	}
+}
+
+// What a member has left in the session ends with their membership, and so it does when
+// they may only read or not log in any more. The owner's and others' goes on. Where
+// that fails, the whole session ends.
+func TestEviction(t *testing.T) {
+	for name, evict := range map[string]func(w *world, p sessions.Project) (sessions.Departure, error){
+		"unshare": func(w *world, p sessions.Project) (sessions.Departure, error) {
+			return w.Unshare(w.t.Context(), "alice", p, "bob")
+		},
+		"share to read": func(w *world, p sessions.Project) (sessions.Departure, error) {
+			_, err := w.Share(w.t.Context(), "alice", p, "bob", true)
+			return sessions.Departure{Changed: true, Ended: 2, Runs: true}, err
+		},
+		"disable": func(w *world, p sessions.Project) (sessions.Departure, error) {
+			e, err := w.Evict(w.t.Context(), "root", "bob", errors.New("disabled"))
+			if err != nil {
+				return sessions.Departure{}, err
+			}
+			d := e.CarryOut(w.t.Context())
+			d.Changed = true
+			return d, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			p := w.project("alice", "thesis", 0)
+			never := w.attach(w.project("carol", "other", 0))
+			own, his, rita := w.attach(p), w.attach(w.share(p, "bob", false)), w.attach(w.share(p, "rita", false))
+			sleep := func(a *sessions.Attachment) sessions.Process {
+				t.Helper()
+				c, err := a.Container.Exec(t.Context(), sessions.Command{Args: []string{"sleep", "1000"}})
+				must(t, err)
+				t.Cleanup(func() { _ = c.Close() })
+				return c
+			}
+			stay := []sessions.Process{sleep(own), sleep(rita), sleep(never)}
+			gone := []sessions.Process{sleep(his), sleep(his)}
+			left, err := evict(w, p)
+			if want := (sessions.Departure{Changed: true, Ended: 2, Runs: true}); err != nil || left != want {
+				t.Errorf("%+v, %v; want %+v", left, err, want)
+			}
+			for _, c := range gone {
+				if exit, err := c.Wait(); err != nil || exit.Signal != "TERM" {
+					t.Errorf("a process of his: %+v, %v", exit, err)
+				}
+			}
+			told(t, his)
+			if _, err := his.Container.Exec(t.Context(), sessions.Command{Args: []string{"true"}}); err == nil {
+				t.Error("he has started another")
+			}
+			for _, c := range stay {
+				must(t, c.Signal("INT"))
+				if exit, err := c.Wait(); err != nil || exit.Signal != "INT" {
+					t.Errorf("somebody else's: %+v, %v", exit, err)
+				}
+			}
+			his.Detach()
+		})
+	}
+}
+
+// A container that cannot end what runs for somebody is ended itself. One that they
+// have never been in is left alone.
+func TestEvictionThatFails(t *testing.T) {
+	w := newWorld(t)
+	p, untouched := w.project("alice", "thesis", 0), w.project("alice", "notes", 0)
+	own, other := w.attach(p), w.attach(untouched)
+	his := w.attach(w.share(p, "bob", false))
+	w.share(untouched, "bob", false)
+	w.fake.Stubborn(own.Session.ID)
+	w.fake.Stubborn(other.Session.ID)
+	left, err := w.Unshare(t.Context(), "alice", untouched, "bob")
+	if err != nil || left.Retires {
+		t.Errorf("of a project that he has never logged in to: %+v, %v", left, err)
+	}
+	left, err = w.Unshare(t.Context(), "alice", p, "bob")
+	if err != nil || !left.Retires {
+		t.Errorf("%+v, %v; want that the session ends", left, err)
+	}
+	within(t, "the session's end", own.Ended())
+	if reason := own.Reason(); reason != "bob may not use it any more, and some of their processes may be left" {
+		t.Errorf("it ended: %s", reason)
+	}
+	stays(t, other)
+	his.Detach()
 }

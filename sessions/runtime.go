@@ -84,6 +84,19 @@ type Container interface {
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 }
 
+	// EndGuest ends what runs for a member: every process that Exec has started
+	// with that Command.Guest, and all that descend from these, whatever they have
+	// done to be on their own. They get SIGTERM, and after grace SIGKILL. It returns
+	// how many processes that were. An error means that some may be left.
+	EndGuest(ctx context.Context, m Guest, grace time.Duration) (ended int, err error)
+}
+
+// A Guest is a user who may use somebody else's project, as a Container knows them;
+// the zero Guest is the owner of the project.
+type Guest struct {
+	Name string
+	UID  int // of the user, on the host
+
 // SSHAgent is the network for Container.Listen of a socket where programs in the
 // container ask the client's ssh-agent. Beside it is a link, AgentLink, to the
 // newest one that is open.
@@ -187,6 +200,8 @@ type Size struct {
 // descriptors: pipes, or for a PTY the one master as both Stdin and Stdout.
 // Reads after the command's end give what it had written, then io.EOF.
 type Process interface {
+
+	Guest Guest // whose it is; Attachment.Container sets it
 	Stdin() io.WriteCloser // Close is EOF to a pipe and nothing to a PTY
 	Stdout() io.ReadCloser
 	Stderr() io.ReadCloser // nil for a PTY

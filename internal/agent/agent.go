@@ -129,6 +129,15 @@ type Command struct {
 	Env  []string // NAME=value, over the login environment
 	Dir  string   // "" is /workspace
 	PTY  *PTY     // nil for three pipes
+
+	Guest Guest // whose it is; zero is the owner of the project
+}
+
+// A Guest is a user who may use somebody else's project. Members' processes are the
+// owner's as far as the kernel knows, but EndGuest can tell them.
+type Guest struct {
+	Name string
+	UID  int // of the user, on the host; nothing in the container has it
 }
 
 // A PTY is the terminal a command wants (RFC 4254 §6.2).

@@ -92,12 +92,24 @@ func (c *Client) Listen(ctx context.Context, network, address string) (net.Liste
 	return l, nil
 }
 
+// EndGuest ends what runs in the container for a member, and returns how many
+// processes that were. They get SIGTERM and, after grace, SIGKILL. The error is an
+// *Error if some may be left.
+func (c *Client) EndGuest(ctx context.Context, m Guest, grace time.Duration) (ended int, err error) {
+	a, err := c.ask(ctx, request{Op: opEnd, Guest: &m, Grace: int(grace.Milliseconds())}, nil, 0)
+	if err != nil {
+		return 0, fmt.Errorf("end what runs for %s: %w", m.Name, err)
+	}
+	return max(a.ended, 0), a.conn.Close()
+}
+
 // An answer is what came back on a request: the connection, still open, and
 // exactly the files that were expected.
 type answer struct {
 	conn  *fdmsg.Conn
 	files []*os.File
 	gpus  []string
+	ended int
 }
 
 func (a *answer) close() {
@@ -140,7 +152,7 @@ func exchange(conn *fdmsg.Conn, req request, files []*os.File, want int) (*answe
 	if err != nil {
 		return nil, fmt.Errorf("wait for the agent: %w", err)
 	}
-	a := &answer{conn: conn, files: got, gpus: r.GPUs}
+	a := &answer{conn: conn, files: got, gpus: r.GPUs, ended: r.Ended}
 	switch {
 	case r.Error != nil:
 		a.close()

@@ -87,11 +87,15 @@ func (s *Server) run(cmd Command, files []*os.File, t *terminal) (*child, error)
 	if err != nil {
 		return nil, err
 	}
+	groups, err := s.groupsOf(cmd.Guest)
+	if err != nil {
+		return nil, err
+	}
 	attr := &syscall.ProcAttr{
 		Env: env,
 		Sys: &syscall.SysProcAttr{
 			Setsid: true, Setctty: t != nil, Ctty: 0,
-			Credential: &syscall.Credential{Uid: uint32(s.who.uid), Gid: uint32(s.who.gid), Groups: []uint32{uint32(s.who.gid)}},
+			Credential: &syscall.Credential{Uid: uint32(s.who.uid), Gid: uint32(s.who.gid), Groups: groups},
 		},
 	}
 	for _, f := range files {

@@ -21,11 +21,14 @@ import (
 //	exec    stdin, stdout, stderr; with a PTY none, and its master comes back
 //	dial    –                           the connected socket
 //	listen  –                           the listening socket
+//	end     –                           –; the reply says how many processes of a member have ended
 type request struct {
 	Op      op
 	Command *wireCommand `json:",omitempty"` // exec
 	Network string       `json:",omitempty"` // dial, listen: tcp or unix
 	Address string       `json:",omitempty"`
+	Guest   *Guest       `json:",omitempty"` // end
+	Grace   int          `json:",omitempty"` // end: from SIGTERM to SIGKILL, in milliseconds
 }
 
 type op string
@@ -35,12 +38,14 @@ const (
 	opExec   op = "exec"
 	opDial   op = "dial"
 	opListen op = "listen"
+	opEnd    op = "end"
 )
 
 // A reply answers a request. Nil is well.
 type reply struct {
 	Error *Error   `json:",omitempty"`
 	GPUs  []string `json:",omitempty"` // ping: their device nodes
+	Ended int      `json:",omitempty"` // end: processes
 }
 
 // A control is what the gateway says to a running command.
@@ -63,20 +68,30 @@ type wireCommand struct {
 	Env  [][]byte `json:",omitempty"`
 	Dir  []byte   `json:",omitempty"`
 	PTY  *PTY     `json:",omitempty"`
+
+	Guest *Guest `json:",omitempty"`
 }
 
 func toWire(c Command) *wireCommand {
-	return &wireCommand{
+	w := &wireCommand{
 		Args: convert[string, []byte](c.Args), Line: []byte(c.Line), SFTP: c.SFTP,
 		Env: convert[string, []byte](c.Env), Dir: []byte(c.Dir), PTY: c.PTY,
 	}
+	if c.Guest != (Guest{}) {
+		w.Guest = &c.Guest
+	}
+	return w
 }
 
 func (w *wireCommand) command() Command {
-	return Command{
+	c := Command{
 		Args: convert[[]byte, string](w.Args), Line: string(w.Line), SFTP: w.SFTP,
 		Env: convert[[]byte, string](w.Env), Dir: string(w.Dir), PTY: w.PTY,
 	}
+	if w.Guest != nil {
+		c.Guest = *w.Guest
+	}
+	return c
 }
 
 func convert[From, To ~string | ~[]byte](in []From) []To {

@@ -80,6 +80,7 @@ type procStat struct {
 	state       byte
 	foreground  int    // the process group in front of its terminal, or -1
 	cpu         uint64 // time used, in clock ticks
+	started     int    // after the machine's boot, in clock ticks
 }
 
 // living returns the processes that the agent is responsible for and that
@@ -134,7 +135,7 @@ func readStat(pid int) (procStat, error) {
 	// The second field is a name in parentheses, which may contain anything.
 	i := bytes.LastIndexByte(b, ')')
 	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 13 {
+	if i < 0 || len(f) < 20 {
 		return procStat{}, errors.New("unexpected format")
 	}
 	p := procStat{pid: pid, state: f[0][0]}
@@ -143,6 +144,7 @@ func readStat(pid int) (procStat, error) {
 	user, _ := strconv.ParseUint(f[11], 10, 64)
 	system, _ := strconv.ParseUint(f[12], 10, 64)
 	p.cpu = user + system
+	p.started, _ = strconv.Atoi(f[19])
 	return p, nil
 }
 

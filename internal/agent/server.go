@@ -51,6 +51,8 @@ type Server struct {
 
 	offering sync.Mutex // guards what follows, and the link
 	offered  []string   // ssh-agents' sockets, the newest last
+
+	naming sync.Mutex // held while a group gets its name
 }
 
 // Run sets the container up for its user, answers requests, reaps what its
@@ -195,6 +197,13 @@ func (s *Server) handle(conn *fdmsg.Conn, req request, files []*os.File) {
 		_ = send(conn, reply{GPUs: openGPUs("/dev")}) // who asked may have left
 	case req.Op == opExec && req.Command != nil:
 		s.exec(conn, req.Command.command(), files)
+	case req.Op == opEnd && req.Guest != nil:
+		ended, err := s.endGuest(*req.Guest, time.Duration(req.Grace)*time.Millisecond)
+		r := reply{Ended: ended}
+		if err != nil {
+			r.Error = toError(err)
+		}
+		_ = send(conn, r) // who asked may have left
 	case req.Op == opDial:
 		s.dial(conn, req.Network, req.Address)
 	case req.Op == opListen:

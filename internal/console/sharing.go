@@ -2,6 +2,7 @@ package console
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -86,7 +87,7 @@ func (c *call) projectShare() *cobra.Command {
 		short: "Let a user work in your project",
 		long: "They log in as OWNER.NAME with their own keys, to the container that you use; files stay the project's.\n" +
 			"With --read-only they get one of their own in which /workspace cannot be written, within their own limits.\n" +
-			"Sharing again changes it: who may only read from then on loses their connections.",
+			"Sharing again changes it: users who may only read from then on lose their connections and programs.",
 		example: "ds01 project share my-thesis bob --read-only",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.findOwn(args[0])
@@ -122,9 +123,11 @@ func (c *call) sayShared(p sessions.Project, format string, args ...any) error {
 
 func (c *call) projectUnshare() *cobra.Command {
 	cmd := c.leaf(leaf{
-		use:     "unshare NAME USER",
-		short:   "Keep a member out of a project again; members may leave",
-		long:    "Their connections to it end at once.",
+		use:   "unshare NAME USER",
+		short: "Keep a member out of a project again; members may leave",
+		long: "Their connections to it end at once, and so do the programs that they have left in its container.\n" +
+			"If ds01 cannot be sure of that, it ends the container. What they had a program of yours do goes on,\n" +
+			"and what they wrote to the files stays: `container retire` ends all programs.",
 		example: "ds01 project unshare my-thesis bob",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.find(args[0])
@@ -140,20 +143,34 @@ func (c *call) projectUnshare() *cobra.Command {
 					return c.explainUser(err, args[1])
 				}
 			}
-			changed, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, args[1])
+			left, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, args[1])
 			switch {
 			case err != nil:
 				return err
 			case leaves:
-				return c.say([]memberJSON{}, "you have left %s", p.Ref)
-			case !changed:
+				return c.say([]memberJSON{}, "you have left %s%s", p.Ref, departed(left))
+			case !left.Changed:
 				return c.sayShared(p, "%s was not shared with %s", c.called(p.Ref), args[1])
 			}
-			return c.sayShared(p, "%s is no longer shared with %s", c.called(p.Ref), args[1])
+			return c.sayShared(p, "%s is no longer shared with %s%s", c.called(p.Ref), args[1], departed(left))
 		},
 	})
 	cmd.ValidArgsFunction = c.completeMember(cmd.ValidArgsFunction)
 	return cmd
+}
+
+// departed says what became of what ran for somebody: "; 3 programs of theirs were
+// ended".
+func departed(d sessions.Departure) string {
+	switch {
+	case d.Retires:
+		return "; its container ends, since some of their programs may be left in there"
+	case d.Ended == 1:
+		return "; 1 process of theirs was ended"
+	case d.Ended > 1:
+		return fmt.Sprintf("; %d processes of theirs were ended", d.Ended)
+	}
+	return ""
 }
 
 // completeMember offers the members of a project that has been named, and

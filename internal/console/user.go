@@ -312,12 +312,20 @@ func (c *call) userSwitch(verb, short string, disabled bool) *cobra.Command {
 		example: "ds01 user " + verb + " alice",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
+			eviction, err := c.Sessions.Evict(c.ctx, c.caller.name(), args[0],
+				fault.New(fault.ExitDenied, "ask your administrator", "your account is disabled"))
+			if err != nil {
+				return err
+			}
 			if err := c.Keys.SetDisabled(c.ctx, args[0], disabled); err != nil {
 				return c.explainUser(err, args[0])
 			}
 			u, err := c.Keys.User(c.ctx, args[0])
 			if err != nil {
 				return c.explainUser(err, args[0])
+			}
+			if disabled {
+				eviction.CarryOut(c.ctx)
 			}
 			c.record("user."+verb+"d", u.Name)
 			if running := c.running(u.Name); disabled && len(running) > 0 {
@@ -351,9 +359,15 @@ func (c *call) userRemove() *cobra.Command {
 			if err != nil {
 				return c.explainUser(err, args[0])
 			}
+			eviction, err := c.Sessions.Evict(c.ctx, c.caller.name(), u.Name,
+				fault.New(fault.ExitDenied, "ask your administrator", "your account was removed"))
+			if err != nil {
+				return err
+			}
 			if err := c.Keys.Remove(c.ctx, u.Name); err != nil {
 				return explain(err, u.Name)
 			}
+			eviction.CarryOut(c.ctx)
 			c.record("user.removed", u.Name)
 			return c.say(asUserJSON(u), "removed %s", u.Name)
 		},

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"net"
+	"time"
 
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/sessions"
@@ -13,7 +14,7 @@ import (
 type container struct{ agent *agent.Client }
 
 func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Process, error) {
-	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, SFTP: cmd.SFTP, Env: cmd.Env, Dir: cmd.Dir}
+	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, SFTP: cmd.SFTP, Env: cmd.Env, Dir: cmd.Dir, Guest: agent.Guest(cmd.Guest)}
 	if cmd.PTY != nil {
 		ask.PTY = &agent.PTY{Term: cmd.PTY.Term, Size: agent.Size(cmd.PTY.Size), Modes: cmd.PTY.Modes}
 	}
@@ -22,6 +23,10 @@ func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Pro
 		return nil, err
 	}
 	return process{p}, nil
+}
+
+func (c container) EndGuest(ctx context.Context, m sessions.Guest, grace time.Duration) (int, error) {
+	return c.agent.EndGuest(ctx, agent.Guest(m), grace)
 }
 
 func (c container) Dial(ctx context.Context, network, address string) (net.Conn, error) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,9 +24,10 @@ import (
 
 // A box is a Fake's container.
 type box struct {
-	spec  sessions.Spec
-	mute  bool                  // guarded by engine.mu, as is
-	usage func() sessions.Usage // what Use has been given, or nil
+	spec     sessions.Spec
+	stubborn atomic.Bool           // cannot end guests
+	mute     bool                  // guarded by engine.mu, as is
+	usage    func() sessions.Usage // what Use has been given, or nil
 
 	said []sessions.Line // by its agent; guarded so, too
 
@@ -189,7 +191,7 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 		cmd.Dir = c.Dir
 	}
 	cmd.Env = append(os.Environ(), c.Env...)
-	p := &process{box: b, cmd: cmd, done: make(chan struct{})}
+	p := &process{box: b, cmd: cmd, guest: c.Guest, done: make(chan struct{})}
 	theirs, err := p.open(c.PTY)
 	if err != nil {
 		return nil, err
@@ -215,10 +217,45 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 	return p, nil
 }
 
+// EndGuest implements sessions.Container, but for what is on its own.
+func (b *box) EndGuest(ctx context.Context, g sessions.Guest, grace time.Duration) (int, error) {
+	if !b.alive() {
+		return 0, errors.New("the container is gone")
+	}
+	if b.stubborn.Load() {
+		return 0, errors.New("some are still there")
+	}
+	var theirs []*process
+	b.mu.Lock()
+	for p := range b.procs {
+		if p.guest == g {
+			theirs = append(theirs, p)
+			p.kill(syscall.SIGTERM)
+		}
+	}
+	b.mu.Unlock()
+	late := time.After(grace)
+	for _, p := range theirs {
+		select {
+		case <-p.done:
+			continue
+		case <-late:
+		}
+		p.kill(syscall.SIGKILL)
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return len(theirs), context.Cause(ctx)
+		}
+	}
+	return len(theirs), nil
+}
+
 // A process is a command on this host, the leader of its own group.
 type process struct {
 	box    *box
 	cmd    *exec.Cmd
+	guest  sessions.Guest
 	stdin  *os.File // with a PTY, the master
 	stdout *os.File // with a PTY, the master
 	stderr *os.File

@@ -120,6 +120,13 @@ func (f *Fake) Stray(session string) {
 
 // Spec returns what a session's container was launched with.
 func (f *Fake) Spec(session string) sessions.Spec {
+// Stubborn makes a session's container fail to end what runs for guests.
+func (f *Fake) Stubborn(session string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.boxes[session].stubborn.Store(true)
+}
+
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.boxes[session].spec

@@ -47,6 +47,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Subject) {
 		{"environment and directory", environment},
 		{"signal", signalProcess},
 		{"close hangs up", closeHangsUp},
+		{"end a guest", endGuest},
 		{"dial and listen", dialListen},
 		{"ssh-agents", sshAgents},
 		{"console", consoleSocket},
