@@ -293,6 +293,9 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if previous := h.att.TellPrevious(); previous != "" {
 		ch.print("ds01: the last session " + previous)
 	}
+	if news := h.att.TellNews(); news != "" {
+		ch.print("ds01: " + news)
+	}
 	if announced := h.att.Announced(); announced != "" {
 		ch.print("ds01: " + announced)
 	}

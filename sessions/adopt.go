@@ -1,7 +1,6 @@
 package sessions
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -36,12 +35,13 @@ func (m *Manager) adopt(ctx context.Context, rows []row, found map[string]Found)
 		if done {
 			continue
 		}
+		add := func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		}
 		wg.Go(func() {
-			if err := m.adoptOne(ctx, r, found[r.id], devices); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
-			}
+			fault.Guard(m.Log, func() { add(m.adoptOne(ctx, r, found[r.id], devices)) }, func() { add(errPanic) })
 		})
 	}
 	wg.Wait()
@@ -68,11 +68,11 @@ func (m *Manager) adoptOne(ctx context.Context, r row, f Found, devices []gpu.De
 	reason, e := r.reason, ending{}
 	switch {
 	case r.state == Launching:
-		reason = "launch failed: the gateway was restarted"
+		reason = "launch failed: ds01 was restarted"
 	case r.state == Retiring:
 		e.grace = time.Duration(limits.StopGrace)
 	case !f.Running:
-		reason = cmp.Or(f.Reason, "gone while the gateway was away")
+		reason = m.deathUnseen(r, f)
 	default:
 		opening, cancel := context.WithTimeout(ctx, openTime)
 		container, err = m.Runtime.Open(opening, r.id)

@@ -265,6 +265,18 @@ func (a *Attachment) TellPrevious() string {
 	return previous
 }
 
+// TellNews returns what has happened in the session while nobody may have looked ("a
+// program was killed: …") to the first who asks; else "". Ask only where a person will
+// read it.
+func (a *Attachment) TellNews() string {
+	s := a.life
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	news := s.news
+	s.news = ""
+	return news
+}
+
 // Ended is closed when the container is gone and the hold is worth nothing any
 // more.
 func (a *Attachment) Ended() <-chan struct{} { return a.life.gone }

@@ -92,7 +92,7 @@ func crashAt(t *testing.T, at sessions.StepName) {
 		}
 	default:
 		w.consistent(other.ID)
-		if s.State != sessions.Ended || s.Reason != "launch failed: the gateway was restarted" {
+		if s.State != sessions.Ended || s.Reason != "launch failed: ds01 was restarted" {
 			t.Errorf("launching when killed: %+v", s)
 		}
 	}
@@ -118,7 +118,7 @@ func TestStartFindsTheDeadAndTheStrays(t *testing.T) {
 		w.start(nil)
 		synctest.Wait()
 		w.consistent(ids["fine"])
-		if s := w.session(killed); s.Reason != "out of memory" {
+		if s := w.session(killed); s.Reason != "out of memory, while ds01 was stopped" {
 			t.Errorf("the one that died: %+v", s)
 		}
 		if s := w.session(mute); s.Reason != "its agent stopped answering" {

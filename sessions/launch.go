@@ -29,7 +29,7 @@ func (m *Manager) begin(p Project, files bool) *life {
 	s := m.newLife(id, p, files, Launching)
 	s.guests = map[Guest]bool{}
 	m.spawnLocked(func() {
-		if err := m.launch(s); err != nil {
+		if err := attempt(s.log, func() error { return m.launch(s) }); err != nil {
 			m.abandon(s, err)
 		}
 	})

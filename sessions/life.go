@@ -5,24 +5,29 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // A life is a session in memory, from before its launch until its end is
 // confirmed: as long as the Manager's tables have it, its project gets no
-// other. Manager.mu guards what changes.
+// other. Its parts say by their types who may touch them.
 type life struct {
-	m       *Manager
-	id      string
-	project Project
-	files   bool          // only moves files
-	limits  config.Limits // in force since its launch, or its adoption
-	owner   Account       // whose files it has; these two are its launch's
-	account Account       // whom it counts for
-	log     *slog.Logger
+	identity
+	terms
+	course
+}
+
+// An identity is the part of a life that never changes. Anybody may read it.
+type identity struct {
+	m     *Manager
+	id    string
+	files bool // only moves files
+	log   *slog.Logger
 
 	launch   context.Context // what its launch runs on
 	cancel   context.CancelCauseFunc
@@ -31,14 +36,31 @@ type life struct {
 	troubled chan struct{} // closed when ending it has not worked at once
 	gone     chan struct{} // closed once its container is gone: Attachment.Ended
 	over     chan struct{} // closed once its lease is released, too
+	asking   *atomic.Bool  // whether somebody asks its disk how full it is
+}
 
+// A terms is the part of a life that its launch settles. The launch alone changes it,
+// and holds Manager.mu for that; so the launch and what follows it (finish) may read it
+// without. Everybody else holds Manager.mu to read it.
+type terms struct {
+	project Project
+	limits  config.Limits // in force since its launch, or its adoption
+	owner   Account       // whose files it has; these two are its launch's
+	account Account       // whom it counts for
+	stored  bool          // whether it has, or may have, a row
+	plan    plan          // what its row has
+	image   string
+	began   time.Time
+	gpus    []gpu.Device
+}
+
+// A course is the part of a life that changes. Manager.mu guards all of it. What is set
+// once and stays (reason, by, err, container) may be read without by who has seen that
+// it is set.
+type course struct {
 	state     State
-	stored    bool          // whether it has, or may have, a row
 	line      *wait         // nil unless it waits for GPUs
 	waited    time.Duration // how long it did
-	plan      plan          // what its row has
-	image     string
-	began     time.Time
 	idleSince time.Time
 	keptWhy   string
 	reason    string // why it retires or ended; once set it stays
@@ -47,12 +69,13 @@ type life struct {
 	err       error  // what its launch failed with
 	trouble   error  // why it could not be ended, once troubled is closed
 	container Container
-	gpus      []gpu.Device
 	holds     map[*Attachment]struct{}
 	guests    map[Guest]bool       // who has been in it and is not its owner; nil is unknown
 	waiting   map[*waiter]struct{} // those of the holds that wait for the launch
 	step      Step                 // the last
 	previous  string               // what became of the session before, until told
+	news      string               // what has happened in it, until told
+	newsAt    time.Time            // when people were last told at once
 
 	policy  *policy   // when it ends by itself; nil until it is up
 	look    time.Time // when to look at it next
@@ -66,20 +89,20 @@ type life struct {
 // caller holds m.mu.
 func (m *Manager) newLife(id string, p Project, files bool, state State) *life {
 	s := &life{
-		m:        m,
-		id:       id,
-		project:  p,
-		files:    files,
-		state:    state,
-		log:      m.Log.With("session", id, "project", p.Ref.String()),
-		without:  make(chan struct{}),
-		launched: make(chan struct{}),
-		troubled: make(chan struct{}),
-		gone:     make(chan struct{}),
-		over:     make(chan struct{}),
-		began:    time.Now(),
-		holds:    map[*Attachment]struct{}{},
-		waiting:  map[*waiter]struct{}{},
+		identity: identity{
+			m:        m,
+			id:       id,
+			files:    files,
+			log:      m.Log.With("session", id, "project", p.Ref.String()),
+			without:  make(chan struct{}),
+			launched: make(chan struct{}),
+			troubled: make(chan struct{}),
+			gone:     make(chan struct{}),
+			over:     make(chan struct{}),
+			asking:   new(atomic.Bool),
+		},
+		terms:  terms{project: p, began: time.Now()},
+		course: course{state: state, holds: map[*Attachment]struct{}{}, waiting: map[*waiter]struct{}{}},
 	}
 	s.launch, s.cancel = context.WithCancelCause(m.ctx)
 	m.lives[id] = s
@@ -106,11 +129,13 @@ func (s *life) up(c Container, state State, idleSince time.Time) {
 		ctx, cancel := context.WithCancel(s.m.ctx)
 		defer cancel()
 		s.m.work.Go(func() {
-			select {
-			case <-s.gone:
-				cancel()
-			case <-ctx.Done():
-			}
+			fault.Guard(s.log, func() {
+				select {
+				case <-s.gone:
+					cancel()
+				case <-ctx.Done():
+				}
+			}, nil)
 		})
 		s.m.OnUp(ctx, shown, c)
 	})

@@ -324,3 +324,61 @@ func TestOnUp(t *testing.T) {
 	w.restart()
 	<-second.ctx.Done()
 }
+
+// A host that was restarted has ended what ran there, and ds01 says so.
+func TestRestartOfTheHost(t *testing.T) {
+	w := newWorld(t)
+	boot := "one"
+	w.with = func(m *sessions.Manager) { m.Boot = boot }
+	w.restart()
+	early, late := w.project("alice", "early", 0), w.project("alice", "late", 0)
+	id := w.attach(early).Session.ID
+	w.restart() // of ds01 alone
+	w.down()
+	w.fake.Kill(id, "stopped from outside")
+	boot = "two"
+	w.start(nil)
+	eventually(t, "the session is over", func() bool { return w.session(early).State == sessions.Ended })
+	if s := w.session(early); s.Reason != "the host was restarted" {
+		t.Errorf("it ended: %s", s.Reason)
+	}
+	if told := w.attach(early).TellPrevious(); !strings.HasSuffix(told, "the host was restarted") {
+		t.Errorf("the next login is told %q", told)
+	}
+	id = w.attach(late).Session.ID
+	w.down()
+	w.fake.Kill(id, "out of memory")
+	w.start(nil)
+	eventually(t, "the session is over", func() bool { return w.session(late).State == sessions.Ended })
+	if s := w.session(late); s.Reason != "out of memory, while ds01 was stopped" {
+		t.Errorf("within one boot it ended: %s", s.Reason)
+	}
+}
+
+// A process that the kernel has ended is told of at once, and to who logs in next.
+func TestOutOfMemory(t *testing.T) {
+	w := newWorld(t)
+	p := w.project("alice", "thesis", 0)
+	a := w.attach(p)
+	for range 3 { // within the same moment, it is said once
+		w.fake.OutOfMemory(a.Session.ID, "python3", 32<<30)
+	}
+	w.fake.OutOfMemory("unknown", "python3", 32<<30)
+	const text = "python3 was killed: out of memory (the session uses 32GiB, its limit)"
+	if line := within(t, "the notice", a.Notices()); line != "ds01: "+text {
+		t.Errorf("on the terminals: %q", line)
+	}
+	eventually(t, "the event", func() bool { return strings.HasSuffix(w.states(p), "active oom") })
+	select {
+	case line := <-a.Notices():
+		t.Errorf("also on the terminals: %q", line)
+	default:
+	}
+	next := w.attach(p)
+	if told := next.TellNews(); !strings.HasPrefix(told, text+" at ") {
+		t.Errorf("the next login is told %q", told)
+	}
+	if told := next.TellNews(); told != "" {
+		t.Errorf("and again: %q", told)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 const (
@@ -74,20 +75,24 @@ func (m *Manager) send(to config.Notify, w warning) {
 	var both sync.WaitGroup
 	if to.Webhook != "" {
 		both.Go(func() {
-			err := post(m.ctx, to.Webhook, text)
-			if err != nil && m.pause(webhookAgain) {
-				err = post(m.ctx, to.Webhook, text)
-			}
-			if err != nil {
-				log.Warn("notify.webhook was not told that a session ends", "err", err)
-			}
+			fault.Guard(log, func() {
+				err := post(m.ctx, to.Webhook, text)
+				if err != nil && m.pause(webhookAgain) {
+					err = post(m.ctx, to.Webhook, text)
+				}
+				if err != nil {
+					log.Warn("notify.webhook was not told that a session ends", "err", err)
+				}
+			}, nil)
 		})
 	}
 	if len(to.Command) > 0 {
 		both.Go(func() {
-			if err := m.runNotify(to, w, text); err != nil {
-				log.Warn("notify.command was not told that a session ends", "err", err)
-			}
+			fault.Guard(log, func() {
+				if err := m.runNotify(to, w, text); err != nil {
+					log.Warn("notify.command was not told that a session ends", "err", err)
+				}
+			}, nil)
 		})
 	}
 	both.Wait()

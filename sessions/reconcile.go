@@ -1,12 +1,13 @@
 package sessions
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/ds01/ds01/internal/fault"
 )
 
 const (
@@ -30,6 +31,7 @@ func (m *Manager) engineLost(err error) {
 	if !m.lost {
 		m.Log.Warn("the engine does not answer: nothing is launched until it does", "err", err)
 		close(m.away)
+		m.outage = outage{from: time.Now()}
 	}
 	m.lost, m.unready = true, errEngineAway(err)
 	m.changes++
@@ -42,6 +44,7 @@ func (m *Manager) engineBack() {
 	if m.lost {
 		m.Log.Info("the engine answers again")
 		m.away = make(chan struct{})
+		m.outage.until = time.Now()
 	}
 	m.lost = false
 	m.changes++
@@ -62,7 +65,7 @@ func (m *Manager) reconciler() {
 			return
 		}
 		for delay := 100 * time.Millisecond; !m.isLost(); delay = min(2*delay, 5*time.Second) {
-			err := m.reconcile(m.ctx)
+			err := attempt(m.Log, func() error { return m.reconcile(m.ctx) })
 			if err == nil {
 				break
 			}
@@ -154,7 +157,7 @@ func (m *Manager) buryDead(running map[string]*life, found map[string]Found) {
 	defer m.mu.Unlock()
 	for id, s := range running {
 		if f := found[id]; !f.Running {
-			m.diedLocked(s, cmp.Or(f.Reason, "gone while the engine was away"))
+			m.diedLocked(s, m.outage.reason(f))
 		}
 	}
 }
@@ -172,17 +175,22 @@ func (m *Manager) removeOrphans(ctx context.Context, orphans map[string]Found) e
 		if known {
 			continue
 		}
-		wg.Go(func() {
-			bounded, cancel := context.WithTimeout(ctx, orphanGrace+stopTime)
-			defer cancel()
-			err := m.Runtime.Stop(bounded, id, orphanGrace)
-			if err == nil {
-				m.Log.Warn("removed a container that no session has", "session", id, "container", orphans[id].Container)
-				return
-			}
+		container := orphans[id].Container
+		add := func(err error) {
 			mu.Lock()
 			defer mu.Unlock()
-			errs = append(errs, fmt.Errorf("remove container %s that no session has: %w", orphans[id].Container, err))
+			errs = append(errs, fmt.Errorf("remove container %s that no session has: %w", container, err))
+		}
+		wg.Go(func() {
+			fault.Guard(m.Log, func() {
+				bounded, cancel := context.WithTimeout(ctx, orphanGrace+stopTime)
+				defer cancel()
+				if err := m.Runtime.Stop(bounded, id, orphanGrace); err != nil {
+					add(err)
+					return
+				}
+				m.Log.Warn("removed a container that no session has", "session", id, "container", container)
+			}, func() { add(errPanic) })
 		})
 	}
 	wg.Wait()

@@ -165,7 +165,7 @@ func (s *life) closeGone() {
 // next Start does what is left. ctx is for the first attempt.
 func (m *Manager) finish(ctx context.Context, s *life, e ending) {
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
-		err := m.tryFinish(ctx, s, &e)
+		err := attempt(s.log, func() error { return m.tryFinish(ctx, s, &e) })
 		if err == nil {
 			return
 		}

@@ -40,11 +40,12 @@ type Runtime interface {
 	// Stopping a session that has no container is not an error.
 	Stop(ctx context.Context, session string, grace time.Duration) error
 
-	// Watch calls died for each of this gateway's containers that stops
-	// running, and ready each time that watching has begun (again): what
-	// happened before a ready call may have been missed, so the caller lists.
-	// lost is called when the engine stops answering. It returns when ctx ends.
-	Watch(ctx context.Context, ready func(), lost func(error), died func(Death))
+	// Watch calls w.Died for each of this gateway's containers that stops running,
+	// and w.Ready each time that watching has begun (again): what happened before may
+	// have been missed, so the caller lists. w.Lost is called when the engine stops
+	// answering, and w.Killed when the kernel has ended a process for lack of memory.
+	// Watch returns when ctx ends.
+	Watch(ctx context.Context, w Watcher)
 
 	// Usage returns what the session's container, which runs, has used and
 	// holds. Without one that runs, the error is not nil. It is cheap enough to
@@ -82,7 +83,6 @@ type Container interface {
 	// unix, which is made with mode 0600). SSHAgent is unix at a path of the
 	// container's choice; address is "". So is Console.
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
-}
 
 	// EndGuest ends what runs for a member: every process that Exec has started
 	// with that Command.Guest, and all that descend from these, whatever they have
@@ -96,6 +96,7 @@ type Container interface {
 type Guest struct {
 	Name string
 	UID  int // of the user, on the host
+}
 
 // SSHAgent is the network for Container.Listen of a socket where programs in the
 // container ask the client's ssh-agent. Beside it is a link, AgentLink, to the
@@ -164,13 +165,30 @@ type Found struct {
 	Container string // the engine's ID
 	Session   string
 	Running   bool
-	Reason    string // why it is not running: "out of memory", "exited with status 1"
+	Reason    string    // why it is not running, for people: "out of memory: …"
+	Ended     time.Time // since when; zero if that is unknown
+}
+
+// A Watcher is told what happens to containers. None of its functions waits.
+type Watcher struct {
+	Ready  func()
+	Lost   func(error)
+	Died   func(Death)
+	Killed func(Kill)
 }
 
 // A Death is a container that stopped running.
 type Death struct {
 	Session string
-	Reason  string // "out of memory", "exited with status 1", "killed"
+	Reason  string // for people: "out of memory: …"
+}
+
+// A Kill is a process that the kernel has ended for lack of memory, in a container that
+// may run on.
+type Kill struct {
+	Session string
+	Process string       // its name, or "" if that is unknown; nothing to rely on
+	Limit   config.Bytes // that the container may use; 0 is all
 }
 
 // A Command is what a channel asks to run. The zero Command is the user's
@@ -182,6 +200,8 @@ type Command struct {
 	Env  []string // NAME=value, over the login environment
 	Dir  string   // "" is /workspace
 	PTY  *PTY     // nil for three pipes
+
+	Guest Guest // whose it is; Attachment.Container sets it
 }
 
 // A PTY is the terminal a command wants (RFC 4254 §6.2).
@@ -200,8 +220,6 @@ type Size struct {
 // descriptors: pipes, or for a PTY the one master as both Stdin and Stdout.
 // Reads after the command's end give what it had written, then io.EOF.
 type Process interface {
-
-	Guest Guest // whose it is; Attachment.Container sets it
 	Stdin() io.WriteCloser // Close is EOF to a pipe and nothing to a PTY
 	Stdout() io.ReadCloser
 	Stderr() io.ReadCloser // nil for a PTY

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 const (
@@ -136,12 +137,21 @@ func (m *Manager) sampleDue() {
 	var work sync.WaitGroup
 	for part := range slices.Chunk(due, (len(due)+samplesAtOnce-1)/samplesAtOnce) {
 		work.Go(func() {
-			for _, s := range part {
-				m.sample(ctx, s)
-			}
+			fault.Guard(m.Log, func() {
+				for _, s := range part {
+					fault.Guard(s.log, func() { m.sample(ctx, s) }, s.cannotSee) // the others are looked at all the same
+				}
+			}, nil)
 		})
 	}
 	work.Wait()
+}
+
+// cannotSee notes that a look at s has failed.
+func (s *life) cannotSee() {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	s.look, s.failed = time.Now().Add(interval(s.limits)), true
 }
 
 // sample looks at s. Without an answer nothing is known, and nothing changes: what

@@ -5,11 +5,25 @@
 // What must survive a crash is in the database before it is done to a
 // container; what a warm login needs is in memory. Both are changed together
 // by the Manager, the only one who may.
+//
+// Locks are taken in this order, and none is held while another goroutine is waited
+// for, but for what is said here:
+//
+//  1. builds.mu, and Manager.keeping: held for a moment, and while one Keep runs
+//  2. Manager.reconciling: held while one reconciliation runs, which waits for the
+//     engine and the writer
+//  3. Manager.mu: guards the Manager's tables and each life's course (life.go). Who
+//     holds it waits for nothing: no engine, no database, no channel
+//  4. writer.mu: guards the queue of changes, for a moment
+//
+// The writer's transactions take Manager.mu. So nobody calls writer.now who holds it;
+// writer.later may be called by anybody. Callbacks of the Runtime come without a lock.
 package sessions
 
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"log/slog"
 	"os/exec"
 	"strings"
@@ -135,6 +149,8 @@ type Manager struct {
 	// Fit, unless nil, gets a value when a device can be lent that could not before:
 	// who waits in line is served at once, and not with the next look at it.
 	Fit <-chan struct{}
+	// Boot names the boot of this host: another one ended all containers. "" is unknown.
+	Boot string
 	// CommandAs returns a program of the site's and its arguments, to be run as an
 	// account of the host, until ctx ends. It may be nil where notify.command is
 	// not set.
@@ -154,12 +170,14 @@ type Manager struct {
 
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it
+	rebooted    time.Time  // when the host's boot was first seen to be another; zero if it is the same
 
 	keeping sync.Mutex // held while one Keep runs
 
 	mu      sync.Mutex // guards what follows, and every life
 	closed  bool
 	lost    bool             // whether the engine has stopped answering
+	outage  outage           // when it last did
 	away    chan struct{}    // closed while lost
 	unready error            // why nothing may be launched now, or nil
 	drain   *Drain           // why nothing shall be launched, or nil
@@ -191,8 +209,10 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.wake, m.usher, m.away = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 	m.clocks, m.warnings = make(chan struct{}, 1), make(chan warning, maxWarnings)
 	m.unready = errNotReady(nil)
-	m.writer = startWriter(m.DB)
-	if err := m.writer.now(m.Ledger.Disperse); err != nil {
+	m.writer = startWriter(m.DB, m.Log)
+	if err := m.writer.now(func(ctx context.Context, tx *sql.Tx) error {
+		return errors.Join(m.Ledger.Disperse(ctx, tx), m.noteBoot(ctx, tx))
+	}); err != nil {
 		m.stop(errClosed)
 		m.writer.close()
 		return err
@@ -203,13 +223,15 @@ func (m *Manager) Start(ctx context.Context) error {
 		m.wake <- struct{}{}
 	}
 	m.spawn(m.sweep)
-	m.spawn(m.reconciler)
-	m.spawn(m.ushers)
-	m.spawn(m.timekeeper)
+	m.keepUp(m.reconciler)
+	m.keepUp(m.ushers)
+	m.keepUp(m.timekeeper)
 	for range notifiers {
-		m.spawn(m.notifier)
+		m.keepUp(m.notifier)
 	}
-	m.spawn(func() { m.Runtime.Watch(m.ctx, m.engineBack, m.engineLost, m.died) })
+	m.keepUp(func() {
+		m.Runtime.Watch(m.ctx, Watcher{Ready: m.engineBack, Lost: m.engineLost, Died: m.died, Killed: m.killed})
+	})
 	return context.Cause(ctx)
 }
 
@@ -224,22 +246,6 @@ func (m *Manager) Close() error {
 	m.work.Wait()
 	m.writer.close()
 	return nil
-}
-
-// spawn runs f in a goroutine that Close waits for, unless Close has begun.
-func (m *Manager) spawn(f func()) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.spawnLocked(f)
-}
-
-// spawnLocked is spawn for those who hold m.mu.
-func (m *Manager) spawnLocked(f func()) bool {
-	if m.closed {
-		return false
-	}
-	m.work.Go(f)
-	return true
 }
 
 // pause waits for d, or returns false if Close comes first.

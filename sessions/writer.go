@@ -3,9 +3,11 @@ package sessions
 import (
 	"context"
 	"database/sql"
+	"log/slog"
 	"sync"
 
 	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/fault"
 )
 
 // A writer makes the Manager's changes to the database, in the order in which
@@ -13,6 +15,7 @@ import (
 // disconnect) need not; and SQLite has one writer anyway, and lets them wait
 // for each other unfairly.
 type writer struct {
+	log  *slog.Logger
 	wake chan struct{} // holds one
 	done chan struct{} // closed when the last write is done
 
@@ -27,9 +30,9 @@ type write struct {
 	done func(error)
 }
 
-func startWriter(d *sql.DB) *writer {
-	w := &writer{wake: make(chan struct{}, 1), done: make(chan struct{})}
-	go w.run(d)
+func startWriter(d *sql.DB, log *slog.Logger) *writer {
+	w := &writer{log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go fault.Guard(log, func() { w.run(d) }, nil)
 	return w
 }
 
@@ -84,7 +87,10 @@ func (w *writer) run(d *sql.DB) {
 			w.queue = nil
 			w.mu.Unlock()
 			for _, one := range queue {
-				one.done(explainDB(db.InTx(ctx, d, func(tx *sql.Tx) error { return one.do(ctx, tx) })))
+				err := attempt(w.log, func() error {
+					return explainDB(db.InTx(ctx, d, func(tx *sql.Tx) error { return one.do(ctx, tx) }))
+				})
+				fault.Guard(w.log, func() { one.done(err) }, nil)
 			}
 			if len(queue) > 0 {
 				continue

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -159,7 +160,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, BusyGPUs: gpus.Busy, Fit: gpus.Fit(), CommandAs: keys.CommandAs, Runtime: engine, Builder: engine,
+	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, BusyGPUs: gpus.Busy, Fit: gpus.Fit(), CommandAs: keys.CommandAs, Boot: boot(), Runtime: engine, Builder: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
 	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, GPUs: gpus,
 		DB: d, Log: h.log, Config: h.config.Load}
@@ -173,6 +174,12 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	h.gateway = &gateway.Server{Keys: h.keys, Sessions: manager, Config: h.config.Load,
 		Console: h.overSSH(backend), HostKeys: hostKeys, Log: h.log}
 	return nil
+}
+
+// boot names the boot of this host, or is "".
+func boot() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // where there is none, no restart is told
+	return strings.TrimSpace(string(id))
 }
 
 // inside returns what opens the console's door in each container.

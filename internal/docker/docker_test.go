@@ -364,7 +364,7 @@ func TestAgentThatEnds(t *testing.T) {
 	}
 	r := newRuntime(t, func(o *Options) { o.AgentBinary = script })
 	f := mustFail(t, r, sessionstest.Spec(t, baseImage))
-	if want := "the container ended as soon as it had started: exited with status 3 (no?[2J idea)"; f.Say != want {
+	if want := "the container ended as soon as it had started: ds01's agent in it failed (status 3) (no?[2J idea)"; f.Say != want {
 		t.Errorf("say = %q; want %q", f.Say, want)
 	}
 }

@@ -271,9 +271,10 @@ func TestNetworkThatConnects(t *testing.T) {
 
 // A told is one call of Watch's.
 type told struct {
-	what  string // ready, lost, died
+	what  string // ready, lost, died, killed
 	err   error
 	death sessions.Death
+	kill  sessions.Kill
 }
 
 // startWatch runs Watch until the test ends and returns what it tells.
@@ -283,10 +284,12 @@ func startWatch(t *testing.T, r *Runtime) <-chan told {
 	t.Cleanup(func() { <-done })
 	go func() {
 		defer close(done)
-		r.Watch(t.Context(),
-			func() { ch <- told{what: "ready"} },
-			func(err error) { ch <- told{what: "lost", err: err} },
-			func(d sessions.Death) { ch <- told{what: "died", death: d} })
+		r.Watch(t.Context(), sessions.Watcher{
+			Ready:  func() { ch <- told{what: "ready"} },
+			Lost:   func(err error) { ch <- told{what: "lost", err: err} },
+			Died:   func(d sessions.Death) { ch <- told{what: "died", death: d} },
+			Killed: func(k sessions.Kill) { ch <- told{what: "killed", kill: k} },
+		})
 	}()
 	return ch
 }
@@ -344,7 +347,7 @@ func TestDeath(t *testing.T) {
 	if err := syscall.Kill(info.State.Pid, syscall.SIGKILL); err != nil { // not by the engine
 		t.Fatal(err)
 	}
-	if d := next(t, ch, "died", time.Second).death; d.Session != spec.Session || d.Reason != "killed" {
+	if d := next(t, ch, "died", time.Second).death; d.Session != spec.Session || !strings.HasPrefix(d.Reason, "killed from outside") {
 		t.Errorf("death = %+v", d)
 	}
 	select {
@@ -377,11 +380,19 @@ func TestOutOfMemory(t *testing.T) {
 			t.Fatal("memory never ran out")
 		}
 	}
-	if d := next(t, ch, "died", 20*time.Second).death; d.Session != spec.Session || d.Reason != "out of memory" {
-		t.Errorf("death = %+v", d)
+	const reason = "out of memory: the kernel ended it at its limit of 64MiB"
+	got := next(t, ch, "killed", 20*time.Second)
+	if k := got.kill; k.Session != spec.Session || k.Limit != 64<<20 {
+		t.Errorf("the first process: %+v", k)
+	}
+	for got.what == "killed" {
+		got = <-ch
+	}
+	if d := got.death; d.Session != spec.Session || d.Reason != reason {
+		t.Errorf("death = %+v", got)
 	}
 	found, err := r.List(t.Context())
-	if err != nil || len(found) != 1 || found[0].Reason != "out of memory" {
+	if err != nil || len(found) != 1 || found[0].Reason != reason || time.Since(found[0].Ended) > time.Minute {
 		t.Errorf("List = %+v, %v", found, err)
 	}
 }

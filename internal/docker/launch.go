@@ -251,7 +251,7 @@ func (r *Runtime) await(ctx context.Context, id string, c *agent.Client) (gpus [
 		}
 		if time.Since(looked) > 4*most { // only if it takes longer than it should
 			looked = time.Now()
-			if why := r.whyDead(ctx, id); why != "" {
+			if why, _ := r.whyDead(ctx, id); why != "" {
 				return nil, r.failedToStart(ctx, id, "the container ended as soon as it had started: "+why, pingErr)
 			}
 		}

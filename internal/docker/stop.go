@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,9 +27,7 @@ func (r *Runtime) List(ctx context.Context) ([]sessions.Found, error) {
 		case containers.StateRunning, containers.StatePaused:
 			f.Running = true
 		default:
-			if f.Reason = r.whyDead(ctx, c.ID); f.Reason == "" {
-				f.Reason = "ended" // it is being removed, or the engine would not say
-			}
+			f.Reason, f.Ended = r.whyDead(ctx, c.ID)
 		}
 		found[i] = f
 	}
@@ -50,31 +47,20 @@ func (r *Runtime) containers(ctx context.Context, labels ...string) ([]container
 	return all, nil
 }
 
-// whyDead returns why container id is not running, or "" if it runs, or cannot
-// be asked about.
-func (r *Runtime) whyDead(ctx context.Context, id string) string {
+// whyDead returns why container id is not running, and since when; "" if it runs, is
+// being removed, or cannot be asked about.
+func (r *Runtime) whyDead(ctx context.Context, id string) (why string, since time.Time) {
 	c, err := r.docker.ContainerInspect(ctx, id)
 	if err != nil || c.State == nil || c.State.Running {
-		return ""
+		return "", time.Time{}
 	}
 	if c.State.Status == containers.StateCreated {
-		return "never started"
+		return "never started", time.Time{}
 	}
-	return reason(c.State.ExitCode, c.State.OOMKilled)
-}
-
-// reason puts an ended container's status into words. OOMKilled alone says
-// only that some process in it was killed, perhaps long ago.
-func reason(code int, oom bool) string {
-	const killed = 128 + 9 // as shells write SIGKILL
-	switch {
-	case code == killed && oom:
-		return "out of memory"
-	case code == killed:
-		return "killed"
-	default:
-		return "exited with status " + strconv.Itoa(code)
-	}
+	since, _ = time.Parse(time.RFC3339Nano, c.State.FinishedAt)
+	e := exit{}
+	e.take(c)
+	return e.reason(), since
 }
 
 // Stop implements sessions.Runtime.

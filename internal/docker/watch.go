@@ -9,28 +9,31 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/sessions"
 )
 
 // longestRetry is how long Watch waits at most before it asks the engine again.
 const longestRetry = 2 * time.Second
 
-// Watch implements sessions.Runtime. lost is called once per loss, however
+// Watch implements sessions.Runtime. w.Lost is called once per loss, however
 // often the engine is asked in vain after it.
-func (r *Runtime) Watch(ctx context.Context, ready func(), lost func(error), died func(sessions.Death)) {
+func (r *Runtime) Watch(ctx context.Context, w sessions.Watcher) {
 	const shortest = 50 * time.Millisecond
 	retry, known := shortest, false
+	ready := w.Ready
+	w.Ready = func() {
+		retry, known = shortest, false
+		ready()
+	}
 	for {
-		err := r.watch(ctx, func() {
-			retry, known = shortest, false
-			ready()
-		}, died)
+		err := r.watch(ctx, w)
 		if ctx.Err() != nil {
 			return
 		}
 		if !known {
 			known = true
-			lost(r.explain("watch the engine", err))
+			w.Lost(r.explain("watch the engine", err))
 		}
 		select {
 		case <-time.After(retry):
@@ -41,8 +44,8 @@ func (r *Runtime) Watch(ctx context.Context, ready func(), lost func(error), die
 	}
 }
 
-// watch reports deaths until the engine stops telling.
-func (r *Runtime) watch(ctx context.Context, ready func(), died func(sessions.Death)) error {
+// watch reports what happens until the engine stops telling.
+func (r *Runtime) watch(ctx context.Context, w sessions.Watcher) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The engine answers just before it subscribes us; since closes the gap.
@@ -53,6 +56,8 @@ func (r *Runtime) watch(ctx context.Context, ready func(), died func(sessions.De
 			filters.Arg("type", string(events.ContainerEventType)),
 			filters.Arg("label", labelGateway+"="+r.instance),
 			filters.Arg("event", string(events.ActionDie)),
+			filters.Arg("event", string(events.ActionKill)),
+			filters.Arg("event", string(events.ActionOOM)),
 		),
 	})
 	select {
@@ -60,29 +65,55 @@ func (r *Runtime) watch(ctx context.Context, ready func(), died func(sessions.De
 		return err
 	default:
 	}
-	ready()
+	w.Ready()
+	signals := map[string]string{}  // that somebody has sent with Docker's help, by container
+	short := map[string]time.Time{} // when memory was last short, by container: it may be so all the time
 	for {
 		select {
 		case err := <-errs:
 			return err
 		case m := <-messages:
-			died(r.death(ctx, m))
+			switch m.Action {
+			case events.ActionKill:
+				signals[m.Actor.ID] = m.Actor.Attributes["signal"]
+			case events.ActionOOM:
+				if time.Since(short[m.Actor.ID]) > time.Second {
+					short[m.Actor.ID] = time.Now()
+					w.Killed(r.kill(ctx, m))
+				}
+			default:
+				w.Died(r.death(ctx, m, signals[m.Actor.ID]))
+				delete(signals, m.Actor.ID)
+				delete(short, m.Actor.ID)
+			}
 		}
 	}
 }
 
-// death puts the engine's event into words. Whether memory ran out is told
-// only by the container itself, which may be gone by now.
-func (r *Runtime) death(ctx context.Context, m events.Message) sessions.Death {
-	d := sessions.Death{Session: m.Actor.Attributes[labelSession], Reason: "ended"}
-	code, err := strconv.Atoi(m.Actor.Attributes["exitCode"])
-	if err == nil {
-		d.Reason = reason(code, false)
-	}
+// kill puts the engine's event into words.
+func (r *Runtime) kill(ctx context.Context, m events.Message) sessions.Kill {
+	k := sessions.Kill{Session: m.Actor.Attributes[labelSession], Process: killedIn("/dev/kmsg", m.Actor.ID)}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if c, err := r.docker.ContainerInspect(ctx, m.Actor.ID); err == nil && c.State != nil && !c.State.Running {
-		d.Reason = reason(c.State.ExitCode, c.State.OOMKilled)
+	if c, err := r.docker.ContainerInspect(ctx, m.Actor.ID); err == nil && c.HostConfig != nil {
+		k.Limit = config.Bytes(c.HostConfig.Memory)
 	}
-	return d
+	return k
+}
+
+// death puts the engine's event into words. Whether memory ran out is told
+// only by the container itself, which may be gone by now.
+func (r *Runtime) death(ctx context.Context, m events.Message, signal string) sessions.Death {
+	e := exit{signal: signal}
+	code, err := strconv.Atoi(m.Actor.Attributes["exitCode"])
+	if err != nil {
+		code = -1
+	}
+	e.code = code
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if c, err := r.docker.ContainerInspect(ctx, m.Actor.ID); err == nil {
+		e.take(c)
+	}
+	return sessions.Death{Session: m.Actor.Attributes[labelSession], Reason: e.reason()}
 }

@@ -26,15 +26,6 @@ var unguarded = map[string]string{ // "file function": reason
 	"gpu/inventory.go Inventory.Start":       "reads what the driver and /proc say of the GPUs' processes, as numbers",
 	"internal/nvml/nvml.go Probe.enter":      "asks the driver",
 	"internal/nvml/watch.go Probe.wait":      "asks the driver",
-
-	// These still need a guard.
-	"sessions/adopt.go Manager.adopt":             "reads what the engine says",
-	"sessions/life.go life.up":                    "waits",
-	"sessions/notify.go Manager.send":             "tells the site's programs",
-	"sessions/reconcile.go Manager.removeOrphans": "asks the engine",
-	"sessions/sample.go Manager.sampleDue":        "reads what the engine says",
-	"sessions/sessions.go Manager.spawnLocked":    "does all of a session's work",
-	"sessions/writer.go startWriter":              "writes to the database",
 }
 
 // testOnly lists packages that no program of ours has in it.

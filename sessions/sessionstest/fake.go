@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -81,7 +82,7 @@ func (f *Fake) Lose(err error) {
 	defer f.mu.Unlock()
 	f.lost = err
 	for w := range f.watchers {
-		w.add(func() { w.lost(err) })
+		w.add(func() { w.Lost(err) })
 	}
 }
 
@@ -91,7 +92,7 @@ func (f *Fake) Recover() {
 	defer f.mu.Unlock()
 	f.lost = nil
 	for w := range f.watchers {
-		w.add(w.ready)
+		w.add(w.Ready)
 	}
 }
 
@@ -104,11 +105,27 @@ func (f *Fake) Kill(session, reason string) {
 	}
 }
 
+// OutOfMemory has the kernel end a process in a session's container, which goes on.
+func (f *Fake) OutOfMemory(session, process string, limit config.Bytes) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for w := range f.watchers {
+		w.add(func() { w.Killed(sessions.Kill{Session: session, Process: process, Limit: limit}) })
+	}
+}
+
 // Mute makes a session's agent stop answering, while its container goes on.
 func (f *Fake) Mute(session string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.boxes[session].mute = true
+}
+
+// Stubborn makes a session's container fail to end what runs for guests.
+func (f *Fake) Stubborn(session string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.boxes[session].stubborn.Store(true)
 }
 
 // Stray makes a running container of which no gateway knows.
@@ -120,13 +137,6 @@ func (f *Fake) Stray(session string) {
 
 // Spec returns what a session's container was launched with.
 func (f *Fake) Spec(session string) sessions.Spec {
-// Stubborn makes a session's container fail to end what runs for guests.
-func (f *Fake) Stubborn(session string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.boxes[session].stubborn.Store(true)
-}
-
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.boxes[session].spec
@@ -157,7 +167,7 @@ func (e *engine) end(b *box, reason string) {
 	}
 	d := sessions.Death{Session: b.spec.Session, Reason: reason}
 	for w := range e.watchers {
-		w.add(func() { w.died(d) })
+		w.add(func() { w.Died(d) })
 	}
 }
 
@@ -310,9 +320,7 @@ func (f *Fake) Stop(ctx context.Context, session string, grace time.Duration) er
 
 // A watcher is one call of Watch.
 type watcher struct {
-	ready func()
-	lost  func(error)
-	died  func(sessions.Death)
+	sessions.Watcher
 
 	wake chan struct{} // holds one
 	mu   sync.Mutex
@@ -330,14 +338,14 @@ func (w *watcher) add(one func()) {
 }
 
 // Watch implements sessions.Runtime.
-func (f *Fake) Watch(ctx context.Context, ready func(), lost func(error), died func(sessions.Death)) {
-	w := &watcher{ready: ready, lost: lost, died: died, wake: make(chan struct{}, 1)}
+func (f *Fake) Watch(ctx context.Context, told sessions.Watcher) {
+	w := &watcher{Watcher: told, wake: make(chan struct{}, 1)}
 	f.mu.Lock()
 	f.watchers[w] = struct{}{}
 	if err := f.engine.lost; err != nil {
-		w.add(func() { lost(err) })
+		w.add(func() { w.Lost(err) })
 	} else {
-		w.add(ready)
+		w.add(w.Ready)
 	}
 	f.mu.Unlock()
 	defer func() {

@@ -437,10 +437,12 @@ func watch(t *testing.T, s Subject) {
 	returned := make(chan struct{})
 	go func() {
 		defer close(returned)
-		s.Runtime.Watch(ctx,
-			func() { ready <- struct{}{} },
-			func(err error) { t.Errorf("lost, though the engine is there: %v", err) },
-			func(d sessions.Death) { deaths <- d })
+		s.Runtime.Watch(ctx, sessions.Watcher{
+			Ready:  func() { ready <- struct{}{} },
+			Lost:   func(err error) { t.Errorf("lost, though the engine is there: %v", err) },
+			Died:   func(d sessions.Death) { deaths <- d },
+			Killed: func(k sessions.Kill) { t.Errorf("out of memory: %+v", k) },
+		})
 	}()
 	within(t, "ready", ready)
 
