@@ -296,6 +296,9 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if news := h.att.TellNews(); news != "" {
 		ch.print("ds01: " + news)
 	}
+	if note := h.att.DiskNote(ch.ctx); note != "" {
+		ch.print("ds01: " + note)
+	}
 	if announced := h.att.Announced(); announced != "" {
 		ch.print("ds01: " + announced)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ds01/ds01/gpu"
+	"github.com/ds01/ds01/internal/db"
 	"github.com/ds01/ds01/internal/fault"
 )
 
@@ -194,7 +195,12 @@ func (m *Manager) tryFinish(ctx context.Context, s *life, e *ending) error {
 	}
 	if e.announce {
 		if err := m.storeRetiring(s); err != nil {
-			return err
+			// A session ends all the same where its database cannot be written: the next
+			// run would find it without a container.
+			if _, _, broken := db.Explain(err); !broken {
+				return err
+			}
+			s.log.Error("the session ends, though that cannot be recorded", "err", err)
 		}
 		m.onStep(s, Step{Name: StepRetiring})
 		m.mu.Lock()
@@ -290,6 +296,11 @@ func (s *life) errTrouble() error {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	say := fmt.Sprintf("the session of project %q is retiring, but its container is not gone yet", s.project.Name)
+	select {
+	case <-s.gone:
+		say = fmt.Sprintf("the session of project %q has ended, but ds01 cannot record that", s.project.Name)
+	default:
+	}
 	if f, ok := errors.AsType[*fault.Error](s.trouble); ok {
 		say += ": " + f.Say
 	}

@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,15 +71,16 @@ func TestPanicInALoop(t *testing.T) {
 		p := w.project("alice", "thesis", 0)
 		w.attach(p)
 		w.down()
-		left := 2
+		var left atomic.Int64
+		left.Store(2)
 		w.with = func(m *sessions.Manager) {
 			m.OnUp = func(context.Context, sessions.Session, sessions.Container) { panic("a test's") }
 			m.Runtime = panicking{m.Runtime, &left}
 		}
 		w.start(nil)
 		time.Sleep(time.Minute)
-		if left != 0 {
-			t.Errorf("Watch was not called again after a panic: %d are left", left)
+		if n := left.Load(); n >= 0 {
+			t.Errorf("Watch was not called again after a panic: %d are left", n+1)
 		}
 		w.fake.Kill(w.session(p).ID, "killed")
 		synctest.Wait()
@@ -91,12 +93,11 @@ func TestPanicInALoop(t *testing.T) {
 // panicking is a Runtime whose watch fails a few times.
 type panicking struct {
 	sessions.Runtime
-	left *int
+	left *atomic.Int64
 }
 
 func (p panicking) Watch(ctx context.Context, w sessions.Watcher) {
-	if *p.left > 0 {
-		*p.left--
+	if p.left.Add(-1) >= 0 {
 		panic("a test's")
 	}
 	p.Runtime.Watch(ctx, w)

@@ -83,7 +83,13 @@ func (p *probe) set(devices []gpu.Device) {
 // newWorld starts a Manager with the default limits, as change has them.
 func newWorld(t *testing.T, change ...func(*config.Config)) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), fake: sessionstest.NewFake(), cfg: config.Default(), gpus: &probe{}}
+	return newWorldIn(t, t.TempDir(), change...)
+}
+
+// newWorldIn is newWorld with all its files in dir.
+func newWorldIn(t *testing.T, dir string, change ...func(*config.Config)) *world {
+	t.Helper()
+	w := &world{t: t, dir: dir, fake: sessionstest.NewFake(), cfg: config.Default(), gpus: &probe{}}
 	w.cfg.Workspaces = filepath.Join(w.dir, "workspaces/{owner}/{project}")
 	w.cfg.Cache.Path = filepath.Join(w.dir, "cache/{owner}/{project}")
 	for _, f := range change {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,9 @@ type house struct {
 	config atomic.Pointer[config.Config]
 	log    *slog.Logger
 	opened []func() error // what closes each part
+
+	database *sql.DB
+	crowded  bool // whether the database could not get its room
 
 	listener net.Listener
 	socket   *fdmsg.Listener
@@ -100,9 +104,13 @@ func (h *house) run(ctx context.Context, hup <-chan os.Signal) error {
 	doors.Go(func() { broken <- h.gateway.Serve(h.listener) })
 	doors.Go(func() { broken <- h.console.Serve(ctx, h.socket) })
 
+	room := time.NewTicker(roomEvery)
+	defer room.Stop()
 	var err error
 	for wait := true; wait; {
 		select {
+		case <-room.C:
+			h.makeRoom(ctx)
 		case <-hup:
 			h.reload(ctx)
 		case err = <-broken:
@@ -140,6 +148,8 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	h.opens(d.Close)
+	h.database = d
+	h.makeRoom(ctx)
 	instance, err := db.Instance(ctx, d)
 	if err != nil {
 		return err
@@ -174,6 +184,30 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	h.gateway = &gateway.Server{Keys: h.keys, Sessions: manager, Config: h.config.Load,
 		Console: h.overSSH(backend), HostKeys: hostKeys, Log: h.log}
 	return nil
+}
+
+// roomEvery is how often ds01 looks whether its database has room for a full disk.
+const roomEvery = time.Minute
+
+// makeRoom has the database hold room for when the disk is full, and says when it is.
+func (h *house) makeRoom(ctx context.Context) {
+	err := db.MakeRoom(ctx, h.database)
+	switch full := db.IsFull(err) || isFull(h.config.Load().StateDir); {
+	case err != nil && !full: // somebody else writes; the next attempt is as good
+	case full && !h.crowded:
+		h.crowded = true
+		h.log.Warn("the disk of state_dir is full: ds01 works from the room that it has set aside, until that is used up; delete files there", "err", err)
+	case !full && h.crowded:
+		h.crowded = false
+		h.log.Info("the disk of state_dir has room again")
+	}
+}
+
+// isFull reports whether the disk of dir has no room to speak of.
+func isFull(dir string) bool {
+	const little = 1 << 20
+	var disk unix.Statfs_t
+	return unix.Statfs(dir, &disk) == nil && (disk.Bavail*uint64(disk.Bsize) < little || disk.Files > 0 && disk.Ffree == 0) // #nosec G115 -- not negative
 }
 
 // boot names the boot of this host, or is "".

@@ -16,7 +16,7 @@ func TestDatabaseFull(t *testing.T) {
 	}
 	for i := range 1000 {
 		if _, stderr, exit := do(t, b, root, fmt.Sprintf("user add u%d", i)); exit != 0 {
-			if exit != 1 || stderr != "ds01: the disk is full: cannot write the database\nds01: make room, then try again\n" {
+			if exit != 1 || stderr != "ds01: the disk is full: cannot write the database\nds01: delete files on the disk that state_dir is on (df shows which that is), then try again\n" {
 				t.Errorf("exit %d, %q", exit, stderr)
 			}
 			return

@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+	"github.com/mattn/go-sqlite3"
 	"github.com/pressly/goose/v3"
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +45,19 @@ var settings = url.Values{
 	"_foreign_keys": {"on"},
 	"_synchronous":  {"FULL"},
 	"_txlock":       {"immediate"},
+}
+
+// driver is SQLite's with what each connection must be told besides: see room.go.
+const driver = "ds01-sqlite3"
+
+func init() {
+	sql.Register(driver, &sqlite3.SQLiteDriver{ConnectHook: func(c *sqlite3.SQLiteConn) error {
+		if err := c.SetFileControlInt("main", sqlite3.SQLITE_FCNTL_PERSIST_WAL, 1); err != nil {
+			return err
+		}
+		_, err := c.Exec(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d", roomPages/2), nil)
+		return err
+	}})
 }
 
 // Open opens the database at path and brings its tables up to date, or makes
@@ -78,7 +91,7 @@ func open(ctx context.Context, path string) (*sql.DB, error) {
 	}
 
 	dsn := url.URL{Scheme: "file", Path: path, RawQuery: settings.Encode()}
-	d, err := sql.Open("sqlite3", dsn.String())
+	d, err := sql.Open(driver, dsn.String())
 	if err != nil {
 		return nil, err
 	}

@@ -42,6 +42,9 @@ func IsForeignKey(err error) bool {
 	return ok && e.ExtendedCode == sqlite3.ErrConstraintForeignKey
 }
 
+// IsFull reports whether err is that the database's disk is full.
+func IsFull(err error) bool { return problem(err) == full }
+
 // Explain says, for the operator, what is wrong with the database itself and
 // what to do. ok is false where err is about something else. It knows the errors of Open
 // and those of any statement.
@@ -56,7 +59,7 @@ func Explain(err error) (say, hint string, ok bool) {
 	case locked:
 		return name + " is locked by another program", "is another ds01 or a backup running on it?", true
 	case full:
-		return "the disk is full: cannot write " + name, "make room, then try again", true
+		return "the disk is full: cannot write " + name, "delete files on the disk that state_dir is on (df shows which that is), then try again", true
 	case foreign:
 		return name + " is not a ds01 database, or is damaged", "move it aside, or restore a backup", true
 	case network:
