@@ -119,8 +119,8 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	// PublicKeyCallback says whether a key is worth asking a signature for. A
 	// client may offer any number of keys that it does not own, by any name,
 	// so nothing here may be remembered.
-	cfg.PublicKeyCallback = func(_ gossh.ConnMetadata, key gossh.PublicKey) (_ *gossh.Permissions, err error) {
-		fault.Guard(c.log, func() { _, err = s.who(c.ctx, key, c.from()) }, func() { err = errRefused })
+	cfg.PublicKeyCallback = func(meta gossh.ConnMetadata, key gossh.PublicKey) (_ *gossh.Permissions, err error) {
+		fault.Guard(c.log, func() { err = s.offered(c.ctx, meta.User(), key, c.from()) }, func() { err = errRefused })
 		c.explain(key, err)
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (s *Server) who(ctx context.Context, key gossh.PublicKey, from netip.Addr) 
 // identity of c.
 func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Permissions, error) {
 	next := s.Keys.NextRevocation()
-	user, err := s.who(c.ctx, key, c.from())
+	user, err := s.proven(c.ctx, login, key, c.from())
 	if err != nil {
 		return nil, err
 	}

@@ -316,6 +316,9 @@ func (ch *channel) enter() (sessions.Exit, error) {
 	if ch.who.login == ch.conn.s.Config().ControlName {
 		return ch.console()
 	}
+	if _, _, proves := proofOf(ch.who.login, ch.conn.s.Config().ControlName); proves {
+		return ch.sayProved()
+	}
 	p, err := ch.find()
 	if err != nil {
 		return sessions.Exit{}, err

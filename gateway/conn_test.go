@@ -209,7 +209,7 @@ func (w *world) give(user, whose string) {
 	w.t.Helper()
 	parsed, err := keys.Parse(bytes.NewReader(gossh.MarshalAuthorizedKey(w.users[whose].PublicKey())))
 	must(w.t, err)
-	if err := w.Keys.AddKeys(w.t.Context(), user, parsed); !errors.Is(err, keys.ErrKeyTaken) {
+	if _, err := w.Keys.AddKeys(w.t.Context(), user, parsed, keys.ByAccount("a test")); !errors.Is(err, keys.ErrKeyTaken) {
 		must(w.t, err)
 	}
 }

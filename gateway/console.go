@@ -41,7 +41,7 @@ func (ch *channel) console() (sessions.Exit, error) {
 			Terminal: d.terminal(),
 		}
 	}
-	streams.Key = gossh.FingerprintSHA256(ch.who.key)
+	streams.Key, streams.Proved = gossh.FingerprintSHA256(ch.who.key), ch.who.key
 	code := ch.conn.s.Console(ctx, ch.who.user, words, streams)
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errInterrupt):

@@ -74,7 +74,8 @@ type ConsoleIO struct {
 	NoColor        bool             // the client has sent NO_COLOR
 	Terminal       *ConsoleTerminal // what else a terminal can do, or nil
 
-	Key string // fingerprint of the key that the client has proved
+	Key    string          // fingerprint of the key that the client has proved
+	Proved gossh.PublicKey // that key, or a certificate of it
 }
 
 func (s *Server) init() {

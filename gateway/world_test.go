@@ -142,7 +142,7 @@ func (w *world) user(name string, seed byte) {
 		uid = 200000
 	}
 	uid += int(seed)
-	_, err = w.Keys.Add(w.t.Context(), keys.NewUser{Name: name, Role: "student", UID: &uid, Keys: parsed})
+	_, err = w.Keys.Add(w.t.Context(), keys.NewUser{Name: name, Role: "student", UID: &uid, Keys: parsed, By: keys.ByAccount("a test")})
 	must(w.t, err)
 }
 

@@ -48,9 +48,16 @@ func (s *Store) AddAll(ctx context.Context, list []NewUser) ([]User, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	backings := make([]backing, len(list))
+	for i, n := range list {
+		var err error
+		if backings[i], err = s.backingOf(ctx, n); err != nil {
+			return nil, fmt.Errorf("add user %s: %w", n.Name, err)
+		}
+	}
 	err := db.InTx(ctx, s.db, func(tx *sql.Tx) error {
 		for i, u := range users {
-			if err := insertUser(ctx, tx, u, list[i].Keys); err != nil {
+			if err := insertUser(ctx, tx, u, list[i].Keys, backings[i]); err != nil {
 				return fmt.Errorf("add user %s: %w", u.Name, err)
 			}
 		}
@@ -67,12 +74,11 @@ func (s *Store) AddAll(ctx context.Context, list []NewUser) ([]User, error) {
 func (s *Store) RemoveSpareKey(ctx context.Context, name, fingerprint string) error {
 	defer s.revoke(name)
 	err := db.InTx(ctx, s.db, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `DELETE FROM keys WHERE user = ? AND fingerprint = ?`, name, fingerprint)
-		if err := affected(res, err, "delete", ErrNoKey); err != nil {
+		if err := deleteKey(ctx, tx, name, fingerprint); err != nil {
 			return err
 		}
 		var left int
-		err = tx.QueryRowContext(ctx, `SELECT count(*) FROM keys WHERE user = ? AND (expires = 0 OR expires > ?)`,
+		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM keys WHERE user = ? AND (expires = 0 OR expires > ?)`,
 			name, db.Millis(time.Now())).Scan(&left)
 		if err == nil && left == 0 {
 			err = ErrLastKey

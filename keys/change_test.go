@@ -51,7 +51,7 @@ func TestRemoveSpareKey(t *testing.T) {
 		other = keys[1]
 	}
 	other.Expires = time.Now().Add(-time.Hour)
-	if err := s.AddKeys(t.Context(), "alice", []Key{other}); err != nil {
+	if err := addKeys(t, s, "alice", []Key{other}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.RemoveSpareKey(t.Context(), "alice", left[0].Fingerprint); !errors.Is(err, ErrLastKey) {
@@ -66,7 +66,7 @@ func TestRemoveSpareKey(t *testing.T) {
 func TestAddAll(t *testing.T) {
 	s := fresh(t)
 	add(t, s, "alice", parse(t, line(ed(1)))...)
-	list := []NewUser{{Name: "bob", Role: "student", Keys: parse(t, line(ed(2)))}, {Name: "hostess", Role: "student"}, {Name: "carol", Role: "student"}}
+	list := []NewUser{{Name: "bob", Role: "student", Keys: parse(t, line(ed(2))), By: onHost}, {Name: "hostess", Role: "student"}, {Name: "carol", Role: "student"}}
 	users, errs := s.Plan(t.Context(), list)
 	if err := errors.Join(errs...); err != nil || users[0].UID != 7002 || users[1].UID != 1234 || users[2].UID != 7003 {
 		t.Errorf("planned %+v, %v", users, err)
@@ -80,9 +80,10 @@ func TestAddAll(t *testing.T) {
 	}{
 		"no uid left": {NewUser{Name: "dave", Role: "student"}, ErrRange},
 		"there":       {NewUser{Name: "alice", Role: "student", UID: new(1)}, ErrUserExists},
-		"key taken":   {NewUser{Name: "dave", Role: "student", UID: new(1), Keys: parse(t, line(ed(1)))}, ErrKeyTaken},
+		"key taken":   {NewUser{Name: "dave", Role: "student", UID: new(1), Keys: parse(t, line(ed(1))), By: onHost}, ErrKeyTaken},
 		"uid taken":   {NewUser{Name: "dave", Role: "student", UID: new(7000)}, ErrUIDTaken},
 		"root":        {NewUser{Name: "root", Role: "student"}, ErrUID},
+		"nobody's":    {NewUser{Name: "dave", Role: "student", UID: new(1), Keys: parse(t, line(ed(3)))}, ErrNoCredential},
 		"no role":     {NewUser{Name: "dave"}, ErrNoRole},
 		"name":        {NewUser{Name: "Dave", Role: "student"}, ErrUserName},
 	} {

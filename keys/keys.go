@@ -54,6 +54,8 @@ type Key struct {
 	Expires     time.Time
 	Added       time.Time
 	LastUsed    time.Time // to the minute after a crash; zero, as for Expires: never
+	AddedBy     string    // the fingerprint of the key that was proved then, or an account of the host; "" is unknown
+	DependsOn   string    // "certificate" or "directory": what has to let its holder in still, beside it; "" is nothing
 	Public      ssh.PublicKey
 }
 
@@ -63,7 +65,8 @@ type Key struct {
 type NewUser struct {
 	Name, Role string
 	UID, GID   *int
-	Keys       []Key // as Parse returns them
+	Keys       []Key      // as Parse returns them
+	By         Credential // what whoever adds the keys has come in with
 }
 
 // maxName is how long a user's name may be. The name is part of paths, and of an

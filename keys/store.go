@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/user"
 	"strconv"
 	"sync"
@@ -67,7 +68,7 @@ func (s *Store) Add(ctx context.Context, n NewUser) (User, error) {
 	for {
 		allotted, err := s.identify(ctx, &u, n, nil)
 		if err == nil {
-			err = s.insert(ctx, u, n.Keys)
+			err = s.insert(ctx, u, n)
 		}
 		switch {
 		case err == nil:
@@ -172,11 +173,23 @@ func (s *Store) former(ctx context.Context) (map[string]User, error) {
 	return all, nil
 }
 
-func (s *Store) insert(ctx context.Context, u User, keys []Key) error {
-	return db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertUser(ctx, tx, u, keys) })
+func (s *Store) insert(ctx context.Context, u User, n NewUser) error {
+	b, err := s.backingOf(ctx, n)
+	if err != nil {
+		return err
+	}
+	return db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertUser(ctx, tx, u, n.Keys, b) })
 }
 
-func insertUser(ctx context.Context, tx *sql.Tx, u User, keys []Key) error {
+// backingOf returns what n's keys have behind them. Without keys, nothing need be.
+func (s *Store) backingOf(ctx context.Context, n NewUser) (backing, error) {
+	if len(n.Keys) == 0 {
+		return backing{}, nil
+	}
+	return s.backing(ctx, n.By)
+}
+
+func insertUser(ctx context.Context, tx *sql.Tx, u User, keys []Key, by backing) error {
 	var n int
 	err := tx.QueryRowContext(ctx, `SELECT count(*) FROM users WHERE name = ?`, u.Name).Scan(&n)
 	switch {
@@ -193,7 +206,7 @@ func insertUser(ctx context.Context, tx *sql.Tx, u User, keys []Key) error {
 	case err != nil:
 		return err
 	}
-	return insertKeys(ctx, tx, u.Name, keys)
+	return insertKeys(ctx, tx, u.Name, keys, by)
 }
 
 // User returns the user of that name, or ErrNoUser.
@@ -272,30 +285,44 @@ func affected(res sql.Result, err error, op string, none error) error {
 	return nil
 }
 
-// AddKeys gives a user more keys, all of them or none: ErrNoUser, ErrKeyTaken.
-func (s *Store) AddKeys(ctx context.Context, name string, keys []Key) error {
-	err := db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertKeys(ctx, tx, name, keys) })
-	if err != nil {
-		return fmt.Errorf("add keys of user %s: %w", name, err)
+// AddKeys gives a user more keys, all of them or none, and returns them as they are
+// now: by may limit them. Errors that a caller can explain: ErrNoUser, ErrKeyTaken,
+// ErrNoCredential, ErrRestricted.
+func (s *Store) AddKeys(ctx context.Context, name string, keys []Key, by Credential) (added []Key, err error) {
+	b, err := s.backing(ctx, by)
+	if err == nil {
+		err = db.InTx(ctx, s.db, func(tx *sql.Tx) error { return insertKeys(ctx, tx, name, keys, b) })
 	}
-	return nil
+	if err != nil {
+		return nil, fmt.Errorf("add keys of user %s: %w", name, err)
+	}
+	for _, k := range keys {
+		added = append(added, b.limit(k))
+	}
+	return added, nil
 }
 
-func insertKeys(ctx context.Context, tx *sql.Tx, name string, keys []Key) error {
+// insertKeys makes keys name's. Claims of them are void then, whoever's they are.
+func insertKeys(ctx context.Context, tx *sql.Tx, name string, keys []Key, by backing) error {
 	for _, k := range keys {
 		if err := acceptable(k.Public); err != nil {
 			return err
 		}
+		k = by.limit(k)
 		fingerprint := ssh.FingerprintSHA256(k.Public)
 		_, err := tx.ExecContext(ctx,
-			`INSERT INTO keys (fingerprint, user, type, blob, comment, expires, added) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			fingerprint, name, k.Public.Type(), k.Public.Marshal(), printable(k.Comment), db.Millis(k.Expires), db.Millis(time.Now()))
+			`INSERT INTO keys (fingerprint, user, type, blob, comment, expires, added, added_by, voucher) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			fingerprint, name, k.Public.Type(), k.Public.Marshal(), printable(k.Comment), db.Millis(k.Expires), db.Millis(time.Now()),
+			by.by, nonNil(by.voucher))
 		switch {
 		case db.IsUnique(err):
 			return fmt.Errorf("%s: %w", fingerprint, ErrKeyTaken)
 		case db.IsForeignKey(err):
 			return ErrNoUser
 		case err != nil:
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM claims WHERE fingerprint = ?`, fingerprint); err != nil {
 			return err
 		}
 	}
@@ -309,7 +336,7 @@ func (s *Store) Keys(ctx context.Context, name string) ([]Key, error) {
 			return nil, err
 		}
 	}
-	list, err := db.Select(ctx, s.db, s.scanKey, `SELECT user, fingerprint, type, comment, expires, added, last_used, blob
+	list, err := db.Select(ctx, s.db, s.scanKey, `SELECT user, fingerprint, type, comment, expires, added, last_used, blob, added_by, voucher
 		FROM keys WHERE ?1 IN ('', user) ORDER BY user, added, rowid`, name)
 	if err != nil {
 		return nil, fmt.Errorf("list keys: %w", err)
@@ -320,14 +347,15 @@ func (s *Store) Keys(ctx context.Context, name string) ([]Key, error) {
 func (s *Store) scanKey(r db.Row) (Key, error) {
 	var k Key
 	var expires, added, used int64
-	var blob []byte
-	err := r.Scan(&k.User, &k.Fingerprint, &k.Type, &k.Comment, &expires, &added, &used, &blob)
+	var blob, voucher []byte
+	err := r.Scan(&k.User, &k.Fingerprint, &k.Type, &k.Comment, &expires, &added, &used, &blob, &k.AddedBy, &voucher)
 	if err != nil {
 		return Key{}, err
 	}
 	if k.Public, err = ssh.ParsePublicKey(blob); err != nil {
 		return Key{}, fmt.Errorf("key %s: %w", k.Fingerprint, err)
 	}
+	k.DependsOn = dependsOn(voucher)
 	k.Expires, k.Added, k.LastUsed = db.Time(expires), db.Time(added), db.Time(used)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -340,34 +368,46 @@ func (s *Store) scanKey(r db.Row) (Key, error) {
 // RemoveKey takes a key from a user: ErrNoKey if it is not theirs.
 func (s *Store) RemoveKey(ctx context.Context, name, fingerprint string) error {
 	defer s.revoke(name)
-	res, err := s.db.ExecContext(ctx, `DELETE FROM keys WHERE user = ? AND fingerprint = ?`, name, fingerprint)
-	return affected(res, err, "remove key of user "+name, ErrNoKey)
+	return db.InTx(ctx, s.db, func(tx *sql.Tx) error {
+		if err := deleteKey(ctx, tx, name, fingerprint); err != nil {
+			return fmt.Errorf("remove key of user %s: %w", name, err)
+		}
+		return nil
+	})
 }
 
-// Who returns whose key this is, or ErrUnknownKey for one that is unknown,
-// expired or of a disabled user. It proves nothing about who holds it.
+// deleteKey takes a key from a user, and with it what it claims and has not proved:
+// ErrNoKey.
+func deleteKey(ctx context.Context, tx *sql.Tx, name, fingerprint string) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM claims WHERE added_by = ?`, fingerprint); err != nil {
+		return err
+	}
+	res, err := tx.ExecContext(ctx, `DELETE FROM keys WHERE user = ? AND fingerprint = ?`, name, fingerprint)
+	return affected(res, err, "delete", ErrNoKey)
+}
+
+// Who is Whose by the store alone.
 func (s *Store) Who(ctx context.Context, key ssh.PublicKey) (User, error) {
-	u, _, err := s.registered(ctx, key)
-	return u, err
+	return s.Whose(ctx, key, netip.Addr{}, Sources{})
 }
 
-// registered is Who, and says whether the key is anybody's, who may have to stay
-// out.
-func (s *Store) registered(ctx context.Context, key ssh.PublicKey) (u User, registered bool, err error) {
+// registered returns whose key this is by the store, and whether it is anybody's,
+// who may have to stay out. voucher is what else has to be believed.
+func (s *Store) registered(ctx context.Context, key ssh.PublicKey) (u User, voucher []byte, registered bool, err error) {
 	var expires int64
 	var blob []byte
 	u, err = scanUser(s.db.QueryRowContext(ctx,
-		`SELECT `+userColumns+`, expires, blob FROM keys JOIN users ON users.name = keys.user WHERE fingerprint = ?`,
-		ssh.FingerprintSHA256(key)), &expires, &blob)
+		`SELECT `+userColumns+`, expires, blob, voucher FROM keys JOIN users ON users.name = keys.user WHERE fingerprint = ?`,
+		ssh.FingerprintSHA256(key)), &expires, &blob, &voucher)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return User{}, false, ErrUnknownKey
+		return User{}, nil, false, ErrUnknownKey
 	case err != nil:
-		return User{}, false, fmt.Errorf("look up key: %w", err)
+		return User{}, nil, false, fmt.Errorf("look up key: %w", err)
 	case !bytes.Equal(blob, key.Marshal()), u.Disabled, expires != 0 && expires <= db.Millis(time.Now()):
-		return User{}, true, ErrUnknownKey
+		return User{}, nil, true, ErrUnknownKey
 	}
-	return u, true, nil
+	return u, voucher, true, nil
 }
 
 // hostAccount returns the IDs of the host's account of that name.

@@ -55,9 +55,19 @@ func parse(t *testing.T, lines ...string) []Key {
 }
 
 // add makes a student with these keys.
+// onHost adds keys that last.
+var onHost = ByAccount("a test")
+
+// addKeys is AddKeys by somebody on the host.
+func addKeys(t *testing.T, s *Store, name string, keys []Key) error {
+	t.Helper()
+	_, err := s.AddKeys(t.Context(), name, keys, onHost)
+	return err
+}
+
 func add(t *testing.T, s *Store, name string, keys ...Key) User {
 	t.Helper()
-	u, err := s.Add(t.Context(), NewUser{Name: name, Role: "student", Keys: keys})
+	u, err := s.Add(t.Context(), NewUser{Name: name, Role: "student", Keys: keys, By: onHost})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +233,7 @@ func TestAddAtOnce(t *testing.T) {
 func TestAddAllOrNothing(t *testing.T) {
 	s := fresh(t)
 	add(t, s, "alice", parse(t, line(ed(1)))...)
-	_, err := s.Add(t.Context(), NewUser{Name: "bob", Role: "student", Keys: parse(t, line(ed(2)), line(ed(1)))})
+	_, err := s.Add(t.Context(), NewUser{Name: "bob", Role: "student", Keys: parse(t, line(ed(2)), line(ed(1))), By: onHost})
 	if !errors.Is(err, ErrKeyTaken) || strings.Contains(err.Error(), "alice") {
 		t.Errorf("error %v; want %v, and not whose", err, ErrKeyTaken)
 	}
@@ -240,7 +250,7 @@ func TestKeys(t *testing.T) {
 	ctx := t.Context()
 	add(t, s, "alice", parse(t, line(ed(1))+" laptop")...)
 	add(t, s, "bob", parse(t, line(ed(9)))...)
-	if err := s.AddKeys(ctx, "alice", parse(t, `expiry-time="20300101Z" `+line(ed(2))+" desk")); err != nil {
+	if err := addKeys(t, s, "alice", parse(t, `expiry-time="20300101Z" `+line(ed(2))+" desk")); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.Keys(ctx, "alice")
@@ -258,8 +268,8 @@ func TestKeys(t *testing.T) {
 	}
 
 	for want, err := range map[error]error{
-		ErrNoUser:   s.AddKeys(ctx, "carol", parse(t, line(ed(3)))),
-		ErrKeyTaken: s.AddKeys(ctx, "alice", parse(t, line(ed(3)), line(ed(9)))),
+		ErrNoUser:   addKeys(t, s, "carol", parse(t, line(ed(3)))),
+		ErrKeyTaken: addKeys(t, s, "alice", parse(t, line(ed(3)), line(ed(9)))),
 		ErrNoKey:    s.RemoveKey(ctx, "bob", desk.Fingerprint),
 	} {
 		if !errors.Is(err, want) {
@@ -269,7 +279,7 @@ func TestKeys(t *testing.T) {
 	if _, err := s.Keys(ctx, "carol"); !errors.Is(err, ErrNoUser) {
 		t.Errorf("keys of nobody: %v", err)
 	}
-	if err := s.AddKeys(ctx, "alice", []Key{{Public: rsaOf(1024)}}); err == nil {
+	if err := addKeys(t, s, "alice", []Key{{Public: rsaOf(1024)}}); err == nil {
 		t.Error("a short RSA key was stored")
 	}
 	if err := s.RemoveKey(ctx, "alice", desk.Fingerprint); err != nil {

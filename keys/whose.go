@@ -48,23 +48,39 @@ func (src Sources) Check() (all []error) {
 // any other means that one of src cannot answer. Nothing of this proves who
 // holds the key.
 func (s *Store) Whose(ctx context.Context, key ssh.PublicKey, from netip.Addr, src Sources) (User, error) {
-	if src.Revoked != "" {
-		revoked, err := load(&s.revoked, src.Revoked, ParseRevoked)
-		if err != nil {
-			return User{}, fmt.Errorf("nobody can log in without ssh.revoked_keys: %w", err)
-		}
-		if why := revoked.Has(key); why != "" {
-			return User{}, fmt.Errorf("%w: revoked by its %s", ErrUnknownKey, why)
-		}
+	if err := s.checkRevoked(key, src); err != nil {
+		return User{}, err
 	}
 	if cert, ok := key.(*ssh.Certificate); ok {
 		return s.certified(ctx, cert, from, src.UserCAs)
 	}
-	u, registered, err := s.registered(ctx, key)
-	if !registered && errors.Is(err, ErrUnknownKey) && len(src.Command.Line) > 0 {
+	u, voucher, registered, err := s.registered(ctx, key)
+	switch {
+	case !registered && errors.Is(err, ErrUnknownKey) && len(src.Command.Line) > 0:
 		return s.asked(ctx, src.Command, key)
+	case err != nil:
+		return User{}, err
+	case len(voucher) > 0:
+		if err := s.stands(ctx, voucher, src); err != nil {
+			return User{}, err
+		}
 	}
-	return u, err
+	return u, nil
+}
+
+// checkRevoked returns an error if src does not believe key any more.
+func (s *Store) checkRevoked(key ssh.PublicKey, src Sources) error {
+	if src.Revoked == "" {
+		return nil
+	}
+	revoked, err := load(&s.revoked, src.Revoked, ParseRevoked)
+	if err != nil {
+		return fmt.Errorf("nobody can log in without ssh.revoked_keys: %w", err)
+	}
+	if why := revoked.Has(key); why != "" {
+		return fmt.Errorf("%w: revoked by its %s", ErrUnknownKey, why)
+	}
+	return nil
 }
 
 // certified returns the one user whom cert names.

@@ -370,6 +370,7 @@ func (h *house) overSSH(backend *console.Backend) gateway.Console {
 		}
 		caller := console.CallerFor(u)
 		caller.Door, caller.Key = "over ssh, with key "+streams.Key, streams.Key
+		caller.By = keys.ByKey(streams.Proved)
 		return backend.Run(ctx, caller, args, console.IO{
 			Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr,
 			TTY: streams.TTY, ErrTTY: streams.TTY, Columns: streams.Columns, Rows: streams.Rows,

@@ -31,6 +31,8 @@ type Caller struct {
 	Door   string        // how they came in, for themselves to read: "over ssh"
 	Key    string        // fingerprint of the key that they proved, or ""
 
+	By keys.Credential // what limits the keys that they add; the zero value lets them add none
+
 	by string // the admin who acts for User (--user), or ""
 }
 

@@ -34,10 +34,11 @@ const (
 
 // Who may ask.
 var (
-	root  = Caller{Admin: true}
-	carol = Caller{User: "carol", Admin: true}
-	alice = Caller{User: "alice"}
-	bob   = Caller{User: "bob"}
+	onHost = keys.ByAccount("a test")
+	root   = Caller{Admin: true, By: onHost}
+	carol  = Caller{User: "carol", Admin: true, By: onHost}
+	alice  = Caller{User: "alice", By: onHost}
+	bob    = Caller{User: "bob", By: onHost}
 )
 
 // backend returns a Backend on a real database and a fake engine, with two
@@ -218,7 +219,7 @@ func TestJSONIsStable(t *testing.T) {
 	b := backend(t)
 	for line, want := range map[string]string{
 		"user list":       "created disabled gid name role uid",
-		"key list":        "added comment expires fingerprint last_used type user",
+		"key list":        "added added_by comment depends_on expires fingerprint last_used proof proof_until type user",
 		"project list":    "access created gpus image members name owner profile workspace",
 		"container stats": "files gpus owner project read_only session state usage",
 		"container list":  "connections ended expected files gpus holder idle_since image in_line keep_reason kept_until launched owner place project read_only reason retire_why retires session state waiting_since waits_for workspace",
@@ -310,7 +311,7 @@ func TestUsersAndKeys(t *testing.T) {
 		say  string
 	}{
 		{"user add alice", 1, `there is a user "alice" already`},
-		{"user add Eve", 1, `cannot add "Eve"`},
+		{"user add Eve!", 1, `cannot add "eve!"`},
 		{"user add eve --role wizard", 4, `no role "wizard"`},
 		{"user add eve --uid 0", 1, "uid and gid must be between"},
 		{"user add eve --key none.pub", 1, "none.pub: no such file"},

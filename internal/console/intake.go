@@ -97,6 +97,11 @@ func (c *call) importUsers(file string, dry bool) error {
 		}
 	}
 	for i, u := range made {
+		if !dry {
+			if err := c.warnOfLimit(u.Name, wanted[i].Keys); err != nil {
+				return err
+			}
+		}
 		rows = append(rows, intakeJSON{asUserJSON(u), lines[i], "add"})
 		if !dry {
 			c.record("user.added", fmt.Sprintf("%s, %s, uid %d, %s", u.Name, u.Role, u.UID, count(len(wanted[i].Keys), "key")))
@@ -189,7 +194,7 @@ func (c *call) parseIntake(in *intake, text []byte) {
 			in.blame(line, "has no commas; each line has: name,role,key")
 			continue
 		}
-		n := keys.NewUser{Name: strings.ToLower(record[0]), Role: "student"}
+		n := keys.NewUser{Name: strings.ToLower(record[0]), Role: "student", By: c.caller.By}
 		if len(record) > 1 && record[1] != "" {
 			n.Role = record[1]
 		}

@@ -55,7 +55,7 @@ func TestImportProblems(t *testing.T) {
 	one, two := strings.TrimSpace(keyOne), strings.TrimSpace(keyTwo)
 	text := strings.Join([]string{
 		"erin,student," + two,
-		"Frank,student," + two,
+		"Frank!,student," + two,
 		"gina,wizard," + one,
 		"hank,student",
 		"ina,student,nonsense",
@@ -73,7 +73,7 @@ func TestImportProblems(t *testing.T) {
 		t.Errorf("exit %d, stdout %q", exit, stdout)
 	}
 	for _, want := range []string{
-		`:2: cannot add "Frank": a user name has`,
+		`:2: cannot add "frank!": a user name has`,
 		`:2: the same key as on line 1`,
 		`:3: no role "wizard"`,
 		`:4: hank has no key`,

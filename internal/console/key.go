@@ -6,6 +6,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,11 +25,15 @@ type keyJSON struct {
 	Added       *time.Time `json:"added"`
 	Expires     *time.Time `json:"expires"`
 	LastUsed    *time.Time `json:"last_used"`
+	AddedBy     string     `json:"added_by"`   // the fingerprint of a key, an account of the host, or "" if it is unknown
+	DependsOn   string     `json:"depends_on"` // certificate or directory: what has to be good still for it to let in; or ""
+	Proof       string     `json:"proof"`      // the login name that proves it; until then it lets nobody in. "" is proved
+	ProofUntil  *time.Time `json:"proof_until"`
 }
 
 func asKeyJSON(k keys.Key) keyJSON {
 	return keyJSON{User: k.User, Fingerprint: k.Fingerprint, Type: k.Type, Comment: k.Comment,
-		Added: stamp(k.Added), Expires: stamp(k.Expires), LastUsed: stamp(k.LastUsed)}
+		Added: stamp(k.Added), Expires: stamp(k.Expires), LastUsed: stamp(k.LastUsed), AddedBy: k.AddedBy, DependsOn: k.DependsOn}
 }
 
 // keys is the commands about keys.
@@ -44,7 +49,9 @@ func (c *call) keyAdd() *cobra.Command {
 		use:   "add [USER] FILE…",
 		short: "Let the keys in files, one a line, log in as you",
 		long: "FILE has public keys as authorized_keys does; - is standard input. All are added, or none.\n" +
-			"An admin names the user first.",
+			"You prove that you have a key by a login with it, which this command tells you how to type. An admin\n" +
+			"names the user first, and need prove nothing. No key outlives the one that you add it with: not a\n" +
+			"certificate, and not a key that expires.",
 		example: "ds01 key add - < laptop.pub\n" +
 			"  ds01 key add alice alice.pub --expires 2027-03-01\n" +
 			"  curl -s https://github.com/alice.keys | ds01 key add alice -",
@@ -112,7 +119,7 @@ func (c *call) addKeys(user string, files []string, expires string) error {
 	if err != nil {
 		return err
 	}
-	var added []keys.Key
+	var missing []keys.Key
 	rows := []keyJSON{} // of those that were there, as they are
 	for _, k := range given {
 		if !until.IsZero() && (k.Expires.IsZero() || until.Before(k.Expires)) {
@@ -122,8 +129,7 @@ func (c *call) addKeys(user string, files []string, expires string) error {
 		i := slices.IndexFunc(held, func(h keys.Key) bool { return h.Fingerprint == k.Fingerprint })
 		switch {
 		case i < 0:
-			added = append(added, k)
-			rows = append(rows, asKeyJSON(k))
+			missing = append(missing, k)
 		case !k.Expires.IsZero() && !k.Expires.Equal(held[i].Expires):
 			return fault.New(fault.ExitFailed, "to change that, remove it first: key remove "+k.Fingerprint,
 				"%s is registered already, with another expiry", k.Fingerprint)
@@ -131,19 +137,33 @@ func (c *call) addKeys(user string, files []string, expires string) error {
 			rows = append(rows, asKeyJSON(held[i]))
 		}
 	}
-	if err := c.Keys.AddKeys(c.ctx, u.Name, added); err != nil {
-		return c.explainUser(err, u.Name)
+	switch {
+	case len(missing) == 0:
+		return c.say(rows, "%s: %s there already, nothing to do", u.Name, areWas(len(rows)))
+	case c.caller.Admin || c.caller.by != "":
+		return c.addMissing(u.Name, missing, rows)
 	}
+	return c.claimMissing(u.Name, missing, rows, files)
+}
+
+// addMissing makes missing user's, as admins may. there are those that were there.
+func (c *call) addMissing(user string, missing []keys.Key, there []keyJSON) error {
+	added, err := c.Keys.AddKeys(c.ctx, user, missing, c.caller.By)
+	if err != nil {
+		return c.explainUser(err, user)
+	}
+	rows := there
 	for _, k := range added {
-		c.record("key.added", u.Name+" "+k.Fingerprint)
+		c.record("key.added", user+" "+k.Fingerprint)
+		rows = append(rows, asKeyJSON(k))
 	}
-	switch there := len(given) - len(added); {
-	case len(added) == 0:
-		return c.say(rows, "%s: %s there already, nothing to do", u.Name, areWas(there))
-	case there > 0:
-		return c.say(rows, "added %s to %s; %s there already", count(len(added), "key"), u.Name, areWas(there))
+	if err := c.warnOfLimit(user, missing); err != nil {
+		return err
 	}
-	return c.say(rows, "added %s to %s", count(len(added), "key"), u.Name)
+	if len(there) > 0 {
+		return c.say(rows, "added %s to %s; %s there already", count(len(added), "key"), user, areWas(len(there)))
+	}
+	return c.say(rows, "added %s to %s", count(len(added), "key"), user)
 }
 
 func areWas(n int) string {
@@ -177,9 +197,10 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 func (c *call) keyList() *cobra.Command {
 	var user string
 	cmd := c.leaf(leaf{
-		use:     "list [USER]",
-		short:   "List your keys; for admins, everybody's or a user's",
-		long:    "USED is when a login last proved that it has the key.",
+		use:   "list [USER]",
+		short: "List your keys; for admins, everybody's or a user's",
+		long: "USED is when a login last proved that it has the key. ADDED-BY is the key that whoever added it came in\n" +
+			"with, or their account on the host. To remove a key leaves those that it added: look for them here.",
 		example: "ds01 key list",
 		run: func(_ *cobra.Command, args []string) error {
 			return c.listKeys(append(args, user)[0])
@@ -200,17 +221,28 @@ func (c *call) listKeys(whose string) error {
 	if err != nil {
 		return c.explainUser(err, whose)
 	}
-	rows := make([]keyJSON, len(all))
-	for i, k := range all {
-		rows[i] = asKeyJSON(k)
+	claimed, err := c.Keys.Claims(c.ctx, whose)
+	if err != nil {
+		return err
+	}
+	rows := make([]keyJSON, 0, len(all)+len(claimed))
+	for _, k := range all {
+		rows = append(rows, asKeyJSON(k))
+	}
+	for _, k := range claimed {
+		rows = append(rows, c.claimJSON(k.Key, k.Code, k.Until))
 	}
 	now := time.Now()
-	return list(c, rows, "USER FINGERPRINT TYPE COMMENT AGE EXPIRES USED", func(k keyJSON) []string {
+	return list(c, rows, "USER FINGERPRINT TYPE COMMENT AGE EXPIRES USED ADDED-BY", func(k keyJSON) []string {
 		used := moment(value(k.LastUsed))
-		if k.Fingerprint == c.caller.Key {
+		switch {
+		case k.Proof != "":
+			used = "not proved"
+		case k.Fingerprint == c.caller.Key:
 			used = "now"
 		}
-		return []string{k.User, k.Fingerprint, k.Type, k.Comment, keyAge(value(k.Added), now), keyExpiry(k.Expires, now), used}
+		return []string{k.User, k.Fingerprint, k.Type, k.Comment, keyAge(value(k.Added), now), keyExpiry(k.Expires, now), used,
+			strings.TrimSpace(k.DependsOn + " " + k.AddedBy)}
 	})
 }
 
@@ -228,10 +260,16 @@ func keyAge(t, now time.Time) string {
 	}
 }
 
-// keyExpiry says when a key lets in no more, or that it has come to that.
+// keyExpiry says when a key lets in no more, or that it has come to that. What is
+// soon has its time of day.
 func keyExpiry(t *time.Time, now time.Time) string {
-	if t != nil && !t.After(now) {
+	switch {
+	case t == nil:
+		return ""
+	case !t.After(now):
 		return "expired " + day(t)
+	case t.Sub(now) < 48*time.Hour:
+		return moment(*t)
 	}
 	return day(t)
 }
@@ -272,7 +310,7 @@ func (c *call) removeKey(whose, fingerprint string, force bool) error {
 	}
 	i := slices.IndexFunc(all, func(k keys.Key) bool { return k.Fingerprint == fingerprint })
 	if i < 0 {
-		return explain(keys.ErrNoKey, fingerprint)
+		return c.removeClaim(whose, fingerprint)
 	}
 	key, remove := all[i], c.Keys.RemoveSpareKey
 	if force {
@@ -286,6 +324,9 @@ func (c *call) removeKey(whose, fingerprint string, force bool) error {
 		return explain(err, fingerprint)
 	}
 	c.record("key.removed", key.User+" "+fingerprint)
+	if left := slices.DeleteFunc(all, func(k keys.Key) bool { return k.AddedBy != fingerprint }); len(left) > 0 {
+		fmt.Fprintf(c.Stderr, "ds01: %s that it added may still log in; see ADDED-BY in: key list\n", count(len(left), "key"))
+	}
 	return c.say(asKeyJSON(key), "removed %s from %s", fingerprint, key.User)
 }
 

@@ -33,7 +33,8 @@ func TestOwnKeys(t *testing.T) {
 		{alice, "key add one.pub", 0, "alice: 1 key was there already, nothing to do\n"},
 		{alice, "key remove " + first, 1, "this is the last key of alice"},
 		{bob, "key remove " + first, 4, "no key"},
-		{bob, "key add one.pub", 1, "registered already"}, // whose is not told
+		{bob, "key add one.pub", 0, "prove that you have the key: log in with it once before"}, // that it is somebody's is not told
+		{carol, "key add bob one.pub", 1, "registered already"},
 		{bob, "key list alice", 4, "no user \"alice\""},
 		{bob, "key list --user alice", 4, "no user \"alice\""},
 		{bob, "key add --user alice -", 5, "only an administrator"},
@@ -45,16 +46,17 @@ func TestOwnKeys(t *testing.T) {
 		{alice, "key add - --expires 0", 2, "neither a duration nor a day"},
 		{alice, "key add one.pub --expires 90d", 1, "with another expiry"},
 		{alice, "key add one.pub - --expires 2999-03-01", 1, "with another expiry"},
-		{alice, "key add - --expires 2999-03-01", 0, "added 1 key to alice\n"},
+		{carol, "key add alice - --expires 2999-03-01", 0, "added 1 key to alice\n"},
 		{alice, "key add one.pub -", 0, "alice: 2 keys were there already, nothing to do\n"},
 		{alice, "key add alice one.pub", 0, "nothing to do"},
 		{carol, "key add alice one.pub", 0, "nothing to do"},
 		{root, "key add --user alice one.pub", 0, "nothing to do"},
+		{root, "key remove --user bob " + first, 0, "removed " + first + " from bob"}, // which bob had claimed
 		{root, "key remove --user bob " + first, 4, "no key"},
 		{alice, "key remove " + first, 0, "removed " + first + " from alice\n"},
 		{alice, "key remove " + first, 4, "no key"},
-		{bob, "key add one.pub", 0, "added 1 key to bob\n"},
-		{alice, "key add one.pub", 1, "registered already"},
+		{carol, "key add bob one.pub", 0, "added 1 key to bob\n"},
+		{carol, "key add alice one.pub", 1, "registered already"},
 	} {
 		before := len(held(t, b, ""))
 		stdout, stderr, exit := do(t, b, tt.caller, tt.line)
@@ -94,7 +96,7 @@ func TestKeyAge(t *testing.T) {
 		}
 	}
 	past, next := now.Add(-time.Hour), now.Add(24*time.Hour)
-	if got := keyExpiry(&past, now) + keyExpiry(&next, now) + keyExpiry(nil, now); got != "expired 2026-07-312026-08-01" {
+	if got := keyExpiry(&past, now) + keyExpiry(&next, now) + keyExpiry(nil, now); got != "expired 2026-07-312026-08-01 12:00 UTC" {
 		t.Errorf("expiries %q", got)
 	}
 }

@@ -2,6 +2,7 @@ package console
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
@@ -66,6 +67,13 @@ func explain(err error, what string) error {
 		return fault.New(fault.ExitFailed, "remove it first, or use another: see: key list", "one of the keys is registered already")
 	case errors.Is(err, keys.ErrHasProjects):
 		return fault.New(fault.ExitFailed, "delete them first (their files stay), or: user disable "+what, "%s owns projects", what)
+	case errors.Is(err, keys.ErrRestricted):
+		_, lacks, _ := strings.Cut(err.Error(), keys.ErrRestricted.Error()+": ")
+		return fault.New(fault.ExitDenied, "log in with a key or with a certificate that has no restrictions, or ask your administrator to add it",
+			"your certificate may not add keys: %s", lacks)
+	case errors.Is(err, keys.ErrClaims):
+		return fault.New(fault.ExitFailed, "prove them, or take them back: key list, key remove FINGERPRINT",
+			"too many keys of %s wait for their proof", what)
 	case errors.Is(err, keys.ErrRange):
 		return fault.New(fault.ExitFailed, "widen uids in the config, or give --uid", "no uid is left for %s", what)
 	}

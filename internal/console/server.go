@@ -16,6 +16,7 @@ import (
 	"github.com/ds01/ds01/internal/door"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/fdmsg"
+	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -162,6 +163,7 @@ func (s *Server) run(ctx context.Context, uid uint32, req door.Request, streams 
 		return Report(streams.Stderr, f)
 	}
 	caller.Door = fmt.Sprintf("on the host, as uid %d", uid)
+	caller.By = keys.ByAccount(fmt.Sprintf("uid %d of the host", uid))
 	return s.Backend.Run(ctx, caller, req.Args, streams)
 }
 

@@ -116,9 +116,13 @@ func (c *call) addUser(n keys.NewUser, files []string) error {
 	if n.Keys, err = c.readKeys(files); err != nil {
 		return err
 	}
+	n.By = c.caller.By
 	u, err := c.Keys.Add(c.ctx, n)
 	if err != nil {
 		return explain(err, n.Name)
+	}
+	if err := c.warnOfLimit(u.Name, n.Keys); err != nil {
+		return err
 	}
 	c.record("user.added", fmt.Sprintf("%s, %s, uid %d, %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key")))
 	return c.say(asUserJSON(u), "added %s (%s, uid %d) with %s", u.Name, u.Role, u.UID, count(len(n.Keys), "key"))

@@ -45,7 +45,7 @@ var mayImport = map[string][]string{
 	"internal/observe":      {"internal/db"},
 	"internal/rules":        {},
 	"internal/transfer":     {},
-	"keys":                  {"internal/db"},
+	"keys":                  {"internal/db", "internal/observe"},
 	"sessions":              {"gpu", "internal/config", "internal/db", "internal/fault", "internal/observe"},
 	"sessions/sessionstest": {"sessions", "gpu", "internal/config", "internal/fault"},
 }
