@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/ds01/ds01/internal/fault"
 )
@@ -156,20 +153,22 @@ func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err err
 			return err
 		}
 	}
+	written := map[string]string{}
 	if !has("readme") {
-		if err := f.write("README.md", []byte(m.readme(*p, p.Start.Template))); err != nil {
-			return err
-		}
+		written["README.md"] = m.readme(*p, p.Start.Template)
 	}
 	if !has(".gitignore") {
-		if err := f.write(".gitignore", []byte(gitignore)); err != nil {
+		written[".gitignore"] = gitignore
+	}
+	for name, text := range written {
+		if err := f.write(name, []byte(text)); err != nil {
 			return err
 		}
 	}
 	if p.Repository = slices.ContainsFunc(brought, func(d fs.DirEntry) bool { return d.Name() == ".git" }); p.Repository {
 		return nil
 	}
-	p.Repository, err = f.repository(ctx)
+	p.Repository, err = f.repository(ctx, written)
 	return err
 }
 
@@ -205,45 +204,6 @@ func (f furnisher) give(name string, mode fs.FileMode) error {
 		return nil
 	}
 	return f.r.Lchown(name, f.uid, f.gid)
-}
-
-// gitTime is how long git may take to make an empty repository.
-const gitTime = 10 * time.Second
-
-// repository puts an empty git repository into the directory, unless the host
-// has no git. Git makes it elsewhere, in a directory of the gateway's and
-// without anybody's settings, and never runs where a user could meddle.
-func (f furnisher) repository(ctx context.Context) (made bool, err error) {
-	git, err := exec.LookPath("git")
-	if err != nil {
-		return false, nil //nolint:nilerr // it is optional, and the owner is told
-	}
-	dir, err := os.MkdirTemp("", "ds01-git-")
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	ctx, cancel := context.WithTimeout(ctx, gitTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, git, "-c", "init.defaultBranch=main", "init", "--quiet", "--template=", ".")
-	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1", "LC_ALL=C"}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return false, fmt.Errorf("git init: %w: %s", err, out)
-	}
-	return true, fs.WalkDir(os.DirFS(dir), ".git", func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir():
-			return f.mkdirAll(name)
-		}
-		text, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			return err
-		}
-		return f.write(name, text)
-	})
 }
 
 // private makes sure that r is the empty directory that build has just made:

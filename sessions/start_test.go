@@ -73,6 +73,81 @@ func TestStartFurnishes(t *testing.T) {
 	}
 }
 
+// People push what they have to a new project: to the branch that is checked out,
+// also where what they have has a README.md of its own. No change that is theirs is
+// lost.
+func TestPushToNewProject(t *testing.T) {
+	w := newWorld(t)
+	_, dir := w.begin("alice", "thesis", sessions.Start{Furnish: true})
+	mine, settings := t.TempDir(), filepath.Join(t.TempDir(), "gitconfig")
+	must(t, os.WriteFile(settings, []byte("[safe]\n\tdirectory = *\n"), 0o600)) // the files are alice's
+	git := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "git", args...)
+		cmd.Dir = mine
+		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+settings,
+			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	write := func(dir, name, text string) {
+		t.Helper()
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	commit := func() {
+		t.Helper()
+		for _, args := range [][]string{{"add", "."}, {"commit", "--quiet", "-m", "work"}} {
+			if out, err := git(args...); err != nil {
+				t.Fatalf("git %v: %v: %s", args, err, out)
+			}
+		}
+	}
+	push := func(what string, good bool) {
+		t.Helper()
+		if out, err := git("push", dir, "main"); (err == nil) != good {
+			t.Errorf("%s: %v: %s", what, err, out)
+		}
+	}
+	has := func(name, want string) {
+		t.Helper()
+		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %q, %v; want %q", name, text, err, want)
+		}
+	}
+	if out, err := git("-c", "init.defaultBranch=main", "init", "--quiet"); err != nil {
+		t.Fatal(out)
+	}
+	write(mine, "README.md", "mine")
+	write(mine, "code.py", "one")
+	commit()
+
+	write(dir, "code.py", "written there")
+	push("over somebody's file", false)
+	has("code.py", "written there")
+	has("README.md", "ssh thesis@HOST")
+	must(t, os.Remove(filepath.Join(dir, "code.py")))
+	write(dir, "README.md", "changed there")
+	push("over somebody's README.md", false)
+	has("README.md", "changed there")
+	must(t, os.Remove(filepath.Join(dir, "README.md")))
+
+	push("the first time", true)
+	has("code.py", "one")
+	has("README.md", "mine")
+	has(".gitignore", "__pycache__") // which the push has none of
+	write(mine, "code.py", "two")
+	commit()
+	write(dir, "code.py", "changed there")
+	push("over a change", false)
+	has("code.py", "changed there")
+	write(dir, "code.py", "one")
+	push("again", true)
+	has("code.py", "two")
+
+	_, dir = w.begin("alice", "fresh", sessions.Start{Furnish: true})
+	push("over what ds01 wrote", true)
+	has("README.md", "mine")
+}
+
 func TestStartWithoutGit(t *testing.T) {
 	w := newWorld(t)
 	t.Setenv("PATH", t.TempDir())
