@@ -13,6 +13,7 @@ import (
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -190,7 +191,11 @@ func TestOddNames(t *testing.T) {
 		if own := strings.TrimPrefix(login, "alice."); own == "ds01" || strings.Contains(own, ".") {
 			may = ""
 		}
-		want := result{out: "ds01: no project " + shown + may + "\r\nds01: yours: thesis\r\n", exit: 4}
+		hint := "yours: thesis"
+		if fault.Nearest(login, []string{"thesis"}) != "" {
+			hint = "did you mean thesis?"
+		}
+		want := result{out: "ds01: no project " + shown + may + "\r\nds01: " + hint + "\r\n", exit: 4}
 		if r := w.terminal(client, "").ends(); r != want {
 			t.Errorf("%.20q in a terminal: %v; want %v", login, r, want)
 		}
