@@ -8,6 +8,7 @@ import (
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/console"
+	"github.com/ds01/ds01/internal/docker"
 	"github.com/ds01/ds01/keys"
 )
 
@@ -20,6 +21,11 @@ func doubts(c *config.Config) []error {
 	if line := c.Notify.Command; len(line) > 0 {
 		if err := keys.CheckCommand(line[0], c.Notify.CommandUser); err != nil {
 			all = append(all, fmt.Errorf("notify.command: %w", err))
+		}
+	}
+	for setting, template := range volumeTemplates(c) {
+		for _, err := range docker.CheckVolumes(template) {
+			all = append(all, fmt.Errorf("%s: what lies there cannot be mounted: %w", setting, err))
 		}
 	}
 	return append(all, oldHomes("/srv/ds01/homes")...)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ds01/ds01/internal/config"
 )
 
@@ -57,7 +59,17 @@ func site(t *testing.T) (dir string) {
 	}
 	write(t, filepath.Join(dir, "ds01.yaml"), settings(dir, self))
 	t.Setenv("DS01_CONFIG", filepath.Join(dir, "ds01.yaml"))
+	unmount(t, dir)
 	return dir
+}
+
+// unmount takes away, when the test ends, what ds01 serve leaves mounted in dir.
+func unmount(t *testing.T, dir string) {
+	t.Cleanup(func() {
+		for _, volumes := range []string{"ws", "cache"} {
+			_ = unix.Unmount(filepath.Join(dir, volumes), unix.MNT_DETACH)
+		}
+	})
 }
 
 func settings(dir, agent string) string {
@@ -265,6 +277,7 @@ func TestServeRefuses(t *testing.T) {
 	address, _, _ = strings.Cut(address, " ")
 
 	other := t.TempDir()
+	unmount(t, other)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ func (h *house) reload(ctx context.Context) {
 		return
 	}
 	waiting := keepOpened(next, h.config.Load())
+	h.shield(next)
 	h.config.Store(next)
 	defer h.warn(ctx)
 	if len(waiting) > 0 {

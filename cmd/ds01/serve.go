@@ -175,6 +175,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, GPUs: gpus,
 		DB: d, Log: h.log, Config: h.config.Load}
 	manager.OnUp = h.inside(backend)
+	h.shield(c)
 	if err := manager.Start(ctx); err != nil {
 		return err
 	}

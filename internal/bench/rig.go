@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -213,6 +214,11 @@ limits: { sessions: 1000, cpus: 0, memory: 0, shm: 64MiB, stop_grace: 1s }
 			_ = exec.Command("docker", append([]string{"rm", "-f"}, all...)...).Run()
 		}
 	})
+	r.later(func() { // what ds01 has mounted
+		for _, dir := range []string{"/workspaces", "/cache"} {
+			_ = unix.Unmount(r.dir+dir, unix.MNT_DETACH)
+		}
+	})
 	if err := r.startGateway(); err != nil {
 		return err
 	}
@@ -224,7 +230,8 @@ limits: { sessions: 1000, cpus: 0, memory: 0, shm: 64MiB, stop_grace: 1s }
 	}
 	r.ds01.pids = func() []int { return append(named("agent"), r.gateway.Process.Pid) }
 	r.ds01.mem = func() []int { return []int{r.gateway.Process.Pid} }
-	return os.Link(r.dir+"/files/blob", r.dir+"/workspaces/bench/bench/blob")
+	// Not a hard link: the workspaces are a mount of their own.
+	return exec.CommandContext(ctx, "cp", "--preserve", r.dir+"/files/blob", r.dir+"/workspaces/bench/bench/blob").Run()
 }
 
 // startGateway starts ds01 serve, again after stopGateway.

@@ -49,6 +49,7 @@ type Runtime struct {
 	docker   *client.Client
 	instance string
 	agents   string // directory with one directory per session
+	stages   string // directory with one per launch, for its mounts
 	binary   string
 	firewall bool
 	log      *slog.Logger
@@ -59,6 +60,7 @@ type Runtime struct {
 	mu      sync.Mutex
 	network map[string]string // IDs of networks by name, once known
 	groups  map[string]group  // by session, once known
+	looked  map[string]bool   // images that have nothing in the way of our mounts
 	cdi     []string          // CDI names that the engine was last heard to know
 	swept   bool              // containers of earlier builds are gone
 
@@ -80,7 +82,7 @@ func New(o Options) (*Runtime, error) {
 			Err:  err,
 		}
 	}
-	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}}
+	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, looked: map[string]bool{}}
 	if r.log == nil {
 		r.log = slog.Default()
 	}
@@ -101,8 +103,14 @@ func New(o Options) (*Runtime, error) {
 		return nil, fmt.Errorf("find the run directory: %w", err)
 	}
 	r.agents = filepath.Join(runDir, "agents")
-	if err := os.MkdirAll(r.agents, 0o700); err != nil {
-		return nil, fmt.Errorf("make the agents' directory: %w", err)
+	r.stages = filepath.Join(runDir, "mounts")
+	for _, dir := range []string{r.agents, r.stages} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make a directory for containers: %w", err)
+		}
+	}
+	if err := sweepMounts(r.stages); err != nil {
+		r.log.Warn("cannot take away what a killed ds01 left mounted", "dir", r.stages, "err", err)
 	}
 	return r, nil
 }

@@ -197,6 +197,11 @@ func TestUser(t *testing.T) {
 
 	spec = sessionstest.Spec(t, baseImage)
 	spec.Root = true
+	if got := mustFail(t, r, spec).Say; !strings.HasSuffix(got, "is mounted without nosuid and nodev, so nobody may be root in it") {
+		t.Errorf("say = %q", got)
+	}
+	spec.Session += "2"
+	shield(t, filepath.Dir(spec.Workspace))
 	c = sessionstest.Launch(t, r, spec)
 	out, _, _ = sessionstest.Output(t, c, `id -u; chown 33 . && echo chowned; grep NoNewPrivs /proc/self/status`)
 	if out != "0\nchowned\nNoNewPrivs:\t1\n" {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/sessions/sessionstest"
@@ -43,11 +46,21 @@ func gpuEngine(t *testing.T) (dir string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	for _, d := range []string{"dev", "bin"} {
+	for _, d := range []string{"dev", "bin", "run"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+	// What the runtime mounts there, the engine sees.
+	run := filepath.Join(dir, "run")
+	if err := errors.Join(unix.Mount(run, run, "", unix.MS_BIND, ""), unix.Mount("", run, "", unix.MS_SHARED, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(run, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 	hook, err := os.ReadFile("testdata/nvidia-container-runtime-hook")
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +69,7 @@ func gpuEngine(t *testing.T) (dir string) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	dockerd := exec.Command("unshare", "--net", "--mount", "sh", "-euc", startEngine)
+	dockerd := exec.Command("unshare", "--net", "--mount", "--propagation", "slave", "sh", "-euc", startEngine)
 	dockerd.Env = append(os.Environ(), "DIR="+dir)
 	dockerd.Stdout, dockerd.Stderr = &log, &log
 	if err := dockerd.Start(); err != nil {
@@ -95,7 +108,7 @@ func gpuEngine(t *testing.T) (dir string) {
 // is handed to nobody.
 func TestHook(t *testing.T) {
 	dir := gpuEngine(t)
-	r := newRuntime(t, func(o *Options) { o.Host = "unix://" + dir + "/docker.sock" })
+	r := newRuntime(t, func(o *Options) { o.Host, o.RunDir = "unix://"+dir+"/docker.sock", dir+"/run" })
 	gpu0 := gpu.Device{UUID: "GPU-00000000-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia0"}}
 	gpu1 := gpu.Device{Index: 1, UUID: "GPU-11111111-1111-2222-3333-444444444444", Nodes: []string{"/dev/nvidia1"}}
 	const wrong = "the container would have had other GPUs than its lease, and is gone again: it could open "

@@ -2,10 +2,12 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,14 +35,6 @@ func (r *Runtime) Launch(ctx context.Context, spec sessions.Spec, step func(sess
 	dir, err := r.dir(spec.Session)
 	if err != nil {
 		return nil, err
-	}
-	if fi, err := os.Lstat(spec.Workspace); err != nil || !fi.IsDir() {
-		return nil, &fault.Error{
-			Exit: fault.ExitFailed,
-			Say:  fmt.Sprintf("the workspace %s is not a directory", printable(spec.Workspace)),
-			Hint: "ask your administrator to look at it",
-			Err:  err,
-		}
 	}
 	// Only who made the directory may undo: the session may be running.
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -74,23 +68,40 @@ func (r *Runtime) undo(ctx context.Context, session string) error {
 }
 
 // launch does what Launch promises, but leaves a mess if it fails.
-func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (sessions.Container, error) {
-	id, err := r.createAndStart(ctx, spec, dir, step)
+func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (_ sessions.Container, err error) {
+	stageDir := filepath.Join(r.stages, spec.Session)
+	all, err := mountAll(stageDir, volumes(spec, dir, r.binary))
+	defer func() {
+		if undoErr := unmountAll(stageDir, all); undoErr != nil {
+			r.log.Warn("cannot take away what was mounted for a launch", "session", spec.Session, "err", undoErr)
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	if err := rootIsContained(spec, all); err != nil {
+		return nil, err
+	}
+	id, err := r.createAndStart(ctx, spec, dir, all, step)
 	if id != "" && errdefs.IsNotFound(err) {
 		// Somebody removed the network since we last saw it: once more.
 		r.forgetNetwork()
 		if err := r.stop(ctx, id, 0); err != nil {
 			return nil, err
 		}
-		id, err = r.createAndStart(ctx, spec, dir, step)
+		id, err = r.createAndStart(ctx, spec, dir, all, step)
 	}
 	if err != nil {
 		return nil, err
 	}
 	step(sessions.Step{Name: sessions.StepStarted})
+	mountErr := r.checkMounts(ctx, spec.Session, all)
+	if mountErr != nil && !errors.Is(mountErr, errNotRunning) {
+		return nil, mountErr
+	}
 	client := agent.NewClient(dir)
 	gpus, err := r.await(ctx, id, client)
-	if err != nil {
+	if err := cmp.Or(err, mountErr); err != nil { // await knows why it does not run
 		return nil, err
 	}
 	if err := compare(gpus, realDevices(spec.GPUs)); err != nil {
@@ -125,9 +136,30 @@ func writeConfig(spec sessions.Spec, dir string, env []string) error {
 	return nil
 }
 
+// rootIsContained returns an error if spec's user is root, and a program of root's in one of
+// volumes would be root's on the host as well.
+func rootIsContained(spec sessions.Spec, all []mounted) error {
+	for _, m := range all {
+		if !spec.Root || m.ours {
+			continue
+		}
+		switch ok, err := shielded(m.file); {
+		case err != nil:
+			return err
+		case !ok:
+			return &fault.Error{
+				Exit: fault.ExitFailed,
+				Say:  fmt.Sprintf("the %s %s is mounted without nosuid and nodev, so nobody may be root in it", m.what, printable(m.source)),
+				Hint: "ask your administrator to mount it so, or to look in ds01's log why ds01 could not",
+			}
+		}
+	}
+	return nil
+}
+
 // createAndStart returns the ID of a container that has been started, or, with
 // an error, of one that could only be created, or "".
-func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir string, step func(sessions.Step)) (string, error) {
+func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir string, all []mounted, step func(sessions.Step)) (string, error) {
 	network, err := r.ensureNetwork(ctx)
 	if err != nil {
 		return "", err
@@ -150,14 +182,17 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err := writeConfig(spec, dir, inside); err != nil {
 		return "", err
 	}
+	if err := r.checkPlaces(ctx, spec, info, all); err != nil {
+		return "", err
+	}
 	id, err := r.create(ctx, newRequest(spec, host{
-		Instance: r.instance, Dir: dir, Binary: r.binary, Network: network, CPUs: machineCPUs(), CDI: cdi, Env: env, Exists: exists,
+		Instance: r.instance, Mounted: all, Network: network, CPUs: machineCPUs(), CDI: cdi, Env: env, Exists: exists,
 	}))
 	if err != nil {
 		return "", r.refused("make", err)
 	}
 	step(sessions.Step{Name: sessions.StepCreated})
-	if err := context.Cause(ctx); err != nil {
+	if err := r.isOf(ctx, id, info.ID); err != nil {
 		return id, err
 	}
 	if err := r.start(ctx, id); err != nil {
@@ -165,6 +200,21 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 		return id, r.refused("start", err)
 	}
 	return id, nil
+}
+
+// isOf returns an error unless container id is made of image: a name may have got another
+// image since ds01 looked at it.
+func (r *Runtime) isOf(ctx context.Context, id, image string) error {
+	c, err := r.docker.ContainerInspect(ctx, id)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return r.explain("look at the container", err)
+	case c.Image != image:
+		return &fault.Error{Exit: fault.ExitFailed, Say: "the image has just been replaced by another", Hint: "try again"}
+	}
+	return nil
 }
 
 // Fetch implements sessions.Runtime.

@@ -82,14 +82,12 @@ func exceeded(limits config.Limits, cpus int, h held) (without []string) {
 // shmSize returns how large /dev/shm may become by a process's mountinfo
 // (proc_pid_mountinfo(5)); 0 is no limit, or that there is none.
 func shmSize(mounts string) (size uint64) {
-	for line := range strings.Lines(mounts) {
-		where, what, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		at, fs := strings.Fields(where), strings.Fields(what)
-		if len(at) < 5 || at[4] != "/dev/shm" || len(fs) < 3 {
+	for _, m := range parseMounts(mounts) {
+		if m.point != "/dev/shm" {
 			continue
 		}
 		size = 0 // what was mounted last is what is seen
-		for option := range strings.SplitSeq(fs[2], ",") {
+		for _, option := range m.super {
 			if kib, ok := strings.CutPrefix(option, "size="); ok {
 				n, _ := strconv.ParseUint(strings.TrimSuffix(kib, "k"), 10, 54) // else none is known
 				size = n << 10

@@ -37,8 +37,7 @@ type request struct {
 // A host is what a request depends on besides its Spec.
 type host struct {
 	Instance string
-	Dir      string // the session's agent directory
-	Binary   string
+	Mounted  []mounted
 	Network  string   // ID
 	CPUs     int      // the machine's
 	CDI      bool     // the engine knows the GPUs by it
@@ -87,7 +86,7 @@ func newRequest(spec sessions.Spec, h host) request {
 		},
 	}
 	hc := &containers.HostConfig{
-		Mounts:        mounts(spec, h),
+		Mounts:        mounts(h.Mounted),
 		NetworkMode:   containers.NetworkMode(h.Network),
 		IpcMode:       containers.IPCModePrivate,
 		Init:          &noInit,
@@ -119,24 +118,15 @@ func newRequest(spec sessions.Spec, h host) request {
 
 // mounts returns what of the host the container sees. The type is bind and not
 // the older Binds list, with which the engine would make missing directories
-// as root.
-func mounts(spec sessions.Spec, h host) []mount.Mount {
-	bind := func(source, target string, readOnly bool) mount.Mount {
-		return mount.Mount{
-			Type: mount.TypeBind, Source: source, Target: target, ReadOnly: readOnly,
+// as root. None is read-only for the engine: it would change the flags of the mount
+// to no more than that. What is read-only is so at its point.
+func mounts(all []mounted) []mount.Mount {
+	m := make([]mount.Mount, len(all))
+	for i, v := range all {
+		m[i] = mount.Mount{
+			Type: mount.TypeBind, Source: v.point, Target: v.target,
 			BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
 		}
-	}
-	m := []mount.Mount{
-		bind(spec.Workspace, workspaceMount, spec.ReadOnly),
-		bind(h.Dir, agent.MountDir, false),
-		bind(h.Binary, agent.Binary, true),
-	}
-	// What else the host has mounted below it would stay writable: engines
-	// before 25 and kernels before 5.12 make the top alone read-only.
-	m[0].BindOptions.NonRecursive = spec.ReadOnly
-	if spec.Cache != "" {
-		m = append(m, bind(spec.Cache, cacheMount, false))
 	}
 	return m
 }

@@ -62,8 +62,7 @@ func TestNewRequest(t *testing.T) {
 			env, _ := environment(spec.GPUs, cdi, []string{"PATH=/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_GDS=enabled"})
 			got, err := json.MarshalIndent(newRequest(spec, host{
 				Instance: "gw1",
-				Dir:      "/run/ds01/agents/k3v9q2",
-				Binary:   "/usr/local/bin/ds01-agent",
+				Mounted:  points(volumes(spec, "/run/ds01/agents/k3v9q2", "/usr/local/bin/ds01-agent")),
 				Network:  "4f1c",
 				CPUs:     64,
 				CDI:      cdi,
@@ -89,4 +88,12 @@ func TestNewRequest(t *testing.T) {
 			}
 		})
 	}
+}
+
+// points returns volumes as they are when they are mounted for the engine.
+func points(all []volume) (done []mounted) {
+	for i, v := range all {
+		done = append(done, mounted{volume: v, point: fmt.Sprintf("/run/ds01/mounts/k3v9q2/%d", i)})
+	}
+	return done
 }

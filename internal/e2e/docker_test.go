@@ -226,8 +226,6 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o755))
 	ts.Check(ts.Exec("mount", "-t", "tmpfs", "-o", "mode=0755,size="+args[1], "ds01-e2e", dir))
-	w := worldOf(ts)
-	w.mounts = append(w.mounts, dir)
 }
 
 // cmdImage makes an image of the base image by running a script in it as root,

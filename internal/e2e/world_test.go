@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // A world is what one scenario has for itself: a gateway with its own state,
@@ -31,7 +32,6 @@ type world struct {
 	terms    int               // tmux servers that were started
 	browser  *browser          // nil while none is open
 	grumbles bool              // the gateway may log errors
-	mounts   []string          // small disks
 	images   []string          // that image has made
 }
 
@@ -73,6 +73,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("REGISTRY", registry())
 	env.Setenv("DS01_CONFIG", env.WorkDir+"/ds01.yaml")
 	env.Setenv("DS01_DB", env.WorkDir+"/state/ds01.db")
+	env.Setenv("RUN_DIR", run)
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("PATH", env.WorkDir+"/bin:"+binDir+":"+os.Getenv("PATH"))
 	env.Setenv("LANG", "C.UTF-8")
@@ -163,8 +164,8 @@ func (w *world) end() {
 	if w.engine != nil {
 		w.engine.stop(w.tb)
 	}
-	for _, dir := range w.mounts {
-		if err := syscall.Unmount(dir, 0); err != nil {
+	for _, dir := range w.mounted() {
+		if err := syscall.Unmount(dir, unix.MNT_DETACH); err != nil {
 			w.tb.Errorf("unmount %s: %v", dir, err)
 		}
 	}
@@ -172,6 +173,22 @@ func (w *world) end() {
 	if err := os.RemoveAll(w.run); err != nil {
 		w.tb.Error(err)
 	}
+}
+
+// mounted returns what is mounted in the scenario's directories, the newest first: small
+// disks, and what gateways mount there.
+func (w *world) mounted() (dirs []string) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		w.tb.Error(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if dir := strings.Fields(line)[4]; strings.HasPrefix(dir, w.work+"/") || strings.HasPrefix(dir, w.run+"/") {
+			dirs = append(dirs, dir)
+		}
+	}
+	slices.Reverse(dirs)
+	return dirs
 }
 
 // checkLog fails the scenario for what the gateway must never log, and shows

@@ -3,7 +3,9 @@ package sessionstest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,12 +24,14 @@ func Spec(t testing.TB, image string) sessions.Spec {
 		uid, gid = 4321, 4321
 	}
 	// Not t.TempDir(): its name is too long for some paths, its parent closed.
-	workspace, err := os.MkdirTemp("", "ds01-workspace-")
+	dir, err := os.MkdirTemp("", "ds01-workspace-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(workspace) })
-	if err := os.Chown(workspace, uid, gid); err != nil {
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	// One level down: the directory above belongs to nobody else.
+	workspace := filepath.Join(dir, "files")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(workspace, 0o750), os.Chown(workspace, uid, gid)); err != nil { // #nosec G302 -- as the gateway makes it
 		t.Fatal(err)
 	}
 	return sessions.Spec{
