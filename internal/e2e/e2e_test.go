@@ -90,7 +90,7 @@ func prepare(dir string) error {
 	if regressDir, err = filepath.Abs("../../.cache/openssh-tests"); err != nil {
 		return err
 	}
-	for _, installed := range []string{codeServer, nodePath() + "/ssh2", regressDir + "/test-exec.sh", registry()} {
+	for _, installed := range []string{codeServer, nodePath() + "/ssh2", regressDir + "/test-exec.sh", registry(), mutagen()} {
 		if _, err := os.Stat(installed); err != nil {
 			return err
 		}
@@ -116,6 +116,9 @@ func prepare(dir string) error {
 
 // registry is a registry of images, beside OpenSSH's scripts.
 func registry() string { return filepath.Join(filepath.Dir(regressDir), "docker-registry") }
+
+// mutagen is a program that synchronises files, beside them as well.
+func mutagen() string { return filepath.Join(filepath.Dir(regressDir), "mutagen", "mutagen") }
 
 // nodePath is where etc/bring-up puts what npm has.
 func nodePath() string {

@@ -79,6 +79,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LANG", "C.UTF-8")
 	env.Setenv("TERM", "xterm-256color")
 	env.Setenv("CODE_SERVER", codeServer)
+	env.Setenv("MUTAGEN", mutagen())
 	env.Setenv("NODE_PATH", nodePath())
 	env.Setenv("DOCKER_HOST", os.Getenv("DOCKER_HOST"))
 	env.Setenv("DOCKER_CONFIG", env.WorkDir)
