@@ -98,6 +98,7 @@ type Limits struct {
 	Shm         Bytes    `yaml:"shm"`          // 0 is the engine's default
 	Pids        int      `yaml:"pids"`         // 0 is no limit
 	NoFile      int      `yaml:"nofile"`       // 0 is the engine's default
+	MemLock     Bytes    `yaml:"memlock"`      // that a process may lock; 0 is as much as the engine may
 	IdleTimeout Duration `yaml:"idle_timeout"` // 0 is never
 
 	ConnectedIdleTimeout Duration `yaml:"connected_idle_timeout"` // 0 is never
@@ -149,6 +150,7 @@ type Overlay struct {
 	Shm         *Bytes    `yaml:"shm,omitempty"`
 	Pids        *int      `yaml:"pids,omitempty"`
 	NoFile      *int      `yaml:"nofile,omitempty"`
+	MemLock     *Bytes    `yaml:"memlock,omitempty"`
 	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
 
 	ConnectedIdleTimeout *Duration `yaml:"connected_idle_timeout,omitempty"`
@@ -240,6 +242,7 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Shm, o.Shm)
 	override(&p.Pids, o.Pids)
 	override(&p.NoFile, o.NoFile)
+	override(&p.MemLock, o.MemLock)
 	override(&p.IdleTimeout, o.IdleTimeout)
 	override(&p.ConnectedIdleTimeout, o.ConnectedIdleTimeout)
 	override(&p.GPUIdleTimeout, o.GPUIdleTimeout)

@@ -56,10 +56,12 @@ type Runtime struct {
 
 	networkName string        // networkName, save in tests
 	patience    time.Duration // agentPatience, save in tests
+	allowed     []int         // CPUs that containers may have
 
 	mu      sync.Mutex
 	network map[string]string // IDs of networks by name, once known
 	groups  map[string]group  // by session, once known
+	pinned  map[string][]int  // CPUs, by session
 	looked  map[string]bool   // images that have nothing in the way of our mounts
 	cdi     []string          // CDI names that the engine was last heard to know
 	swept   bool              // containers of earlier builds are gone
@@ -82,7 +84,7 @@ func New(o Options) (*Runtime, error) {
 			Err:  err,
 		}
 	}
-	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, looked: map[string]bool{}}
+	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, pinned: map[string][]int{}, allowed: allowedCPUs(), looked: map[string]bool{}}
 	if r.log == nil {
 		r.log = slog.Default()
 	}

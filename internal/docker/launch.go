@@ -185,8 +185,9 @@ func (r *Runtime) createAndStart(ctx context.Context, spec sessions.Spec, dir st
 	if err := r.checkPlaces(ctx, spec, info, all); err != nil {
 		return "", err
 	}
+	pinned := r.pin(spec.Session, spec.Limits, realDevices(spec.GPUs))
 	id, err := r.create(ctx, newRequest(spec, host{
-		Instance: r.instance, Mounted: all, Network: network, CPUs: machineCPUs(), CDI: cdi, Env: env, Exists: exists,
+		Instance: r.instance, Mounted: all, Network: network, CPUs: machineCPUs(), Pinned: pinned, Lockable: lockable(), CDI: cdi, Env: env, Exists: exists,
 	}))
 	if err != nil {
 		return "", r.refused("make", err)

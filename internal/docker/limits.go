@@ -3,9 +3,13 @@ package docker
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
@@ -20,18 +24,21 @@ func (r *Runtime) checkLimits(ctx context.Context, spec sessions.Spec) error {
 	if err != nil {
 		return &fault.Error{
 			Exit: fault.ExitFailed,
-			Say:  "it cannot be seen which limits the container has, so it is gone again",
+			Say:  "could not verify the container's limits, so ds01 removed it",
 			Hint: "ask your administrator to look at it",
 			Err:  fmt.Errorf("limits of session %s: %w", spec.Session, err),
 		}
 	}
-	without := exceeded(spec.Limits, machineCPUs(), h)
+	r.mu.Lock()
+	pinned := r.pinned[spec.Session]
+	r.mu.Unlock()
+	without := exceeded(spec.Limits, machineCPUs(), pinned, h)
 	if len(without) == 0 {
 		return nil
 	}
 	return &fault.Error{
 		Exit: fault.ExitFailed,
-		Say:  fmt.Sprintf("the container would have run without its limit of %s, and is gone again", strings.Join(without, ", ")),
+		Say:  fmt.Sprintf("the container ran without its limit of %s, so ds01 removed it", strings.Join(without, ", ")),
 		Hint: "ask your administrator to look at what docker info warns of",
 	}
 }
@@ -40,7 +47,9 @@ func (r *Runtime) checkLimits(ctx context.Context, spec sessions.Spec) error {
 type held struct {
 	sessions.Usage
 
-	shm uint64 // bytes; 0 is no limit
+	shm     uint64 // bytes; 0 is no limit
+	memLock uint64 // bytes; 0 is no limit
+	cpus    []int  // that it may use
 }
 
 // limitsOf reads what session's container is held to.
@@ -55,16 +64,26 @@ func (r *Runtime) limitsOf(ctx context.Context, session string) (h held, err err
 		return h, err
 	}
 	mounts, err := os.ReadFile(g.process + "/mountinfo")
+	if err != nil {
+		return h, err
+	}
 	h.shm = shmSize(string(mounts))
+	if h.cpus, err = affinity(g.process); err != nil {
+		return h, err
+	}
+	limits, err := os.ReadFile(g.process + "/limits")
+	h.memLock = lockedMemory(string(limits))
 	return h, err
 }
 
 // exceeded returns in words those of limits to which nobody holds the container, on
 // a machine with so many CPUs. Kernels round: memory down to pages and shared memory
 // up, and systemd the CPUs up to hundredths.
-func exceeded(limits config.Limits, cpus int, h held) (without []string) {
+func exceeded(limits config.Limits, cpus int, pinned []int, h held) (without []string) {
 	const page, hundredth = 64 << 10, 0.01 + 1e-6
 	if most := min(limits.CPUs, float64(cpus)); most > 0 && (h.CPULimit == 0 || h.CPULimit > most+hundredth) {
+		without = append(without, "CPUs")
+	} else if pinned != nil && !slices.Equal(pinned, h.cpus) {
 		without = append(without, "CPUs")
 	}
 	if most := uint64(limits.Memory); most > 0 && (h.MemoryLimit == 0 || h.MemoryLimit > most) {
@@ -76,7 +95,37 @@ func exceeded(limits config.Limits, cpus int, h held) (without []string) {
 	if most := uint64(limits.Shm); most > 0 && (h.shm == 0 || h.shm > most+page) {
 		without = append(without, "shared memory")
 	}
+	if most := uint64(limits.MemLock); most > 0 && (h.memLock == 0 || h.memLock > most) {
+		without = append(without, "locked memory")
+	}
 	return without
+}
+
+// lockable returns how much memory this host lets the engine's containers lock, in bytes:
+// -1, which is no limit, except where ds01, and so the engine, may not raise its own.
+func lockable() int64 {
+	const mayRaise = 1 << unix.CAP_SYS_RESOURCE
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	var own unix.Rlimit
+	if unix.Capget(&header, &have[0]) == nil && have[0].Effective&mayRaise == 0 &&
+		unix.Getrlimit(unix.RLIMIT_MEMLOCK, &own) == nil && own.Max <= math.MaxInt64 {
+		return int64(own.Max)
+	}
+	return -1
+}
+
+// lockedMemory returns how much memory a process may lock by its limits in /proc, in bytes;
+// 0 is no limit, or that there is none.
+func lockedMemory(limits string) uint64 {
+	for line := range strings.Lines(limits) { // "Max locked memory  SOFT  HARD  bytes"
+		values, ok := strings.CutPrefix(line, "Max locked memory")
+		if f := strings.Fields(values); ok && len(f) == 3 {
+			n, _ := strconv.ParseUint(f[1], 10, 64) // else "unlimited"
+			return n
+		}
+	}
+	return 0
 }
 
 // shmSize returns how large /dev/shm may become by a process's mountinfo

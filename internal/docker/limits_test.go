@@ -48,12 +48,12 @@ func forgetful(t *testing.T, forgets ...string) func(*Options) {
 // there is no container.
 func TestLimitsAreReadBack(t *testing.T) {
 	for limit, forgets := range map[string][]string{
-		"CPUs": {"NanoCpus"}, "memory": {"Memory", "MemorySwap"}, "processes": {"PidsLimit"}, "shared memory": {"ShmSize"},
+		"CPUs": {"NanoCpus", "CpusetCpus"}, "locked memory": {"Ulimits"}, "memory": {"Memory", "MemorySwap"}, "processes": {"PidsLimit"}, "shared memory": {"ShmSize"},
 	} {
 		t.Run(limit, func(t *testing.T) {
 			spec := sessionstest.Spec(t, baseImage)
-			spec.Limits.CPUs, spec.Limits.Shm = 0.5, 32<<20 // less than the engine's default
-			want := "the container would have run without its limit of " + limit + ", and is gone again"
+			spec.Limits.CPUs, spec.Limits.Shm, spec.Limits.MemLock = 0.5, 32<<20, 32<<10 // less than the engine's default
+			want := "the container ran without its limit of " + limit + ", so ds01 removed it"
 			if got := mustFail(t, newRuntime(t, forgetful(t, forgets...)), spec).Say; got != want {
 				t.Errorf("say = %q; want %q", got, want)
 			}
@@ -62,8 +62,8 @@ func TestLimitsAreReadBack(t *testing.T) {
 }
 
 func TestExceeded(t *testing.T) {
-	most := config.Limits{CPUs: 1.5, Memory: 256<<20 + 5, Shm: 64<<20 + 5, Pids: 256}
-	kept := held{Usage: sessions.Usage{CPULimit: 1.5, MemoryLimit: 256 << 20, PidsLimit: 256}, shm: 64<<20 + 4096}
+	most := config.Limits{CPUs: 1.5, Memory: 256<<20 + 5, Shm: 64<<20 + 5, Pids: 256, MemLock: 1 << 20}
+	kept := held{Usage: sessions.Usage{CPULimit: 1.5, MemoryLimit: 256 << 20, PidsLimit: 256}, shm: 64<<20 + 4096, memLock: 1 << 20, cpus: []int{2, 5}}
 	for name, tt := range map[string]struct {
 		limits func(*config.Limits)
 		cpus   int
@@ -73,17 +73,18 @@ func TestExceeded(t *testing.T) {
 		"kept":                  {func(*config.Limits) {}, 8, func(*held) {}, nil},
 		"no more than a CPU":    {func(*config.Limits) {}, 1, func(h *held) { h.CPULimit = 1 }, nil},
 		"rounded up to 1 %":     {func(l *config.Limits) { l.CPUs = 1.501 }, 8, func(h *held) { h.CPULimit = 1.51 }, nil},
-		"none are asked":        {func(l *config.Limits) { *l = config.Limits{} }, 8, func(h *held) { *h = held{shm: 64 << 20} }, nil},
-		"none are kept":         {func(*config.Limits) {}, 8, func(h *held) { *h = held{} }, []string{"CPUs", "memory", "processes", "shared memory"}},
+		"none are asked":        {func(l *config.Limits) { *l = config.Limits{} }, 8, func(h *held) { *h = held{shm: 64 << 20, cpus: []int{2, 5}} }, nil},
+		"none are kept":         {func(*config.Limits) {}, 8, func(h *held) { *h = held{} }, []string{"CPUs", "memory", "processes", "shared memory", "locked memory"}},
 		"all CPUs are no limit": {func(l *config.Limits) { l.CPUs = 100 }, 8, func(h *held) { h.CPULimit = 0 }, []string{"CPUs"}},
 		"too many": {func(*config.Limits) {}, 8, func(h *held) {
-			h.CPULimit, h.MemoryLimit, h.PidsLimit, h.shm = 2, 257<<20, 257, 65<<20
-		}, []string{"CPUs", "memory", "processes", "shared memory"}},
+			h.CPULimit, h.MemoryLimit, h.PidsLimit, h.shm, h.memLock = 2, 257<<20, 257, 65<<20, 2<<20
+		}, []string{"CPUs", "memory", "processes", "shared memory", "locked memory"}},
+		"other CPUs": {func(*config.Limits) {}, 8, func(h *held) { h.cpus = []int{0, 1, 2, 5} }, []string{"CPUs"}},
 	} {
 		limits, h := most, kept
 		tt.limits(&limits)
 		tt.held(&h)
-		if got := exceeded(limits, tt.cpus, h); !slices.Equal(got, tt.want) {
+		if got := exceeded(limits, tt.cpus, []int{2, 5}, h); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %q; want %q", name, got, tt.want)
 		}
 	}

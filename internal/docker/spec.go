@@ -1,8 +1,10 @@
 package docker
 
 import (
+	"math"
 	"runtime"
 	"strings"
+	"time"
 
 	containers "github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
@@ -40,6 +42,8 @@ type host struct {
 	Mounted  []mounted
 	Network  string   // ID
 	CPUs     int      // the machine's
+	Pinned   []int    // of these; nil is all
+	Lockable int64    // bytes that it lets processes lock; -1 is no limit
 	CDI      bool     // the engine knows the GPUs by it
 	Env      []string // over the image's
 	Exists   func(path string) bool
@@ -67,6 +71,7 @@ func containerName(session string) string { return "ds01-" + session }
 // newRequest returns the request for spec. It asks nobody.
 func newRequest(spec sessions.Spec, h host) request {
 	noInit := false
+	grace := int(math.Ceil(time.Duration(spec.Limits.StopGrace).Seconds()))
 	config := &containers.Config{
 		Hostname:   spec.Project.Name,
 		User:       "0:0", // the agent; the project's user is its business
@@ -75,6 +80,8 @@ func newRequest(spec sessions.Spec, h host) request {
 		WorkingDir: "/", // never the image's, which may lead outside (CVE-2024-21626)
 		Entrypoint: []string{agent.Binary},
 		StopSignal: "SIGTERM",
+		// When the engine itself stops the container, as on a shutdown of the host.
+		StopTimeout: &grace,
 		// The image's would run as root, and exec 60 ms of CPU each time.
 		Healthcheck: &containers.HealthConfig{Test: []string{"NONE"}},
 		Labels: map[string]string{
@@ -147,6 +154,7 @@ func resources(spec sessions.Spec, h host) containers.Resources {
 		NanoCPUs:   int64(min(spec.Limits.CPUs, float64(h.CPUs)) * 1e9),
 		Memory:     int64(spec.Limits.Memory),
 		MemorySwap: int64(spec.Limits.Memory), // the sum of both: no swap
+		CpusetCpus: formatCPUs(h.Pinned),
 	}
 	if pids := int64(spec.Limits.Pids); pids > 0 {
 		res.PidsLimit = &pids
@@ -154,6 +162,11 @@ func resources(spec sessions.Spec, h host) containers.Resources {
 	if n := int64(spec.Limits.NoFile); n > 0 {
 		res.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: n, Hard: n}}
 	}
+	lock := int64(spec.Limits.MemLock)
+	if lock == 0 || h.Lockable >= 0 && lock > h.Lockable {
+		lock = h.Lockable
+	}
+	res.Ulimits = append(res.Ulimits, &units.Ulimit{Name: "memlock", Soft: lock, Hard: lock})
 	return res
 }
 

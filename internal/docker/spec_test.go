@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
@@ -38,7 +39,7 @@ func TestNewRequest(t *testing.T) {
 		GID:       2001,
 		Workspace: "/srv/ds01/workspaces/alice/my-thesis",
 		Limits: config.Limits{
-			CPUs: 2.5, Memory: 32 << 30, Shm: 16 << 30, Pids: 16384, NoFile: 65536,
+			CPUs: 2.5, Memory: 32 << 30, Shm: 16 << 30, Pids: 16384, NoFile: 65536, StopGrace: config.Duration(90 * time.Second),
 		},
 	}
 	for name, change := range map[string]func(*sessions.Spec){
@@ -65,6 +66,8 @@ func TestNewRequest(t *testing.T) {
 				Mounted:  points(volumes(spec, "/run/ds01/agents/k3v9q2", "/usr/local/bin/ds01-agent")),
 				Network:  "4f1c",
 				CPUs:     64,
+				Pinned:   map[string][]int{"one": {4, 5, 6}}[name],
+				Lockable: -1,
 				CDI:      cdi,
 				Env:      env,
 				Exists:   func(path string) bool { return !strings.HasSuffix(path, "-tools") },

@@ -83,6 +83,7 @@ func (r *Runtime) forgetGroup(session string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.groups, session)
+	delete(r.pinned, session)
 }
 
 // A group is a container's control group, in all the hierarchies that the kernel
