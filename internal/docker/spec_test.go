@@ -100,3 +100,28 @@ func points(all []volume) (done []mounted) {
 	}
 	return done
 }
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain":                  "plain",
+		"two\nlines\r\n":         "two lines",
+		"\x1b[2J\u202egotcha":    "?[2J?gotcha",
+		strings.Repeat("ä", 300): strings.Repeat("ä", 240) + "…",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) = %q; want %q", in, got, want)
+		}
+	}
+}
+
+func TestDirRefusesPaths(t *testing.T) {
+	r := &Runtime{agents: "/run/ds01/agents"}
+	for _, id := range []string{"", ".", "..", "a/b", "../x", "A", "a b", strings.Repeat("a", 65)} {
+		if dir, err := r.dir(id); err == nil {
+			t.Errorf("dir(%q) = %q; want an error", id, dir)
+		}
+		if err := r.Stop(t.Context(), id, 0); err == nil {
+			t.Errorf("Stop(%q) succeeded", id)
+		}
+	}
+}
