@@ -1,11 +1,15 @@
 package docker
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/ds01/ds01/sessions"
+	"github.com/ds01/ds01/sessions/sessionstest"
 )
 
 // What known daemons use is counted for as long as somebody looks now and then; what
@@ -62,4 +66,37 @@ func TestDaemons(t *testing.T) {
 	write(proc+"/8/stat", "8 (nonsense")
 	write(group+"/cgroup.procs", "8\n9\n99\n")
 	look(400*time.Millisecond, "after most have ended")
+}
+
+// In a real container, a program of an editor's server counts as a daemon, and another
+// program that does the same does not.
+func TestDaemonsOfAContainer(t *testing.T) {
+	r := newRuntime(t)
+	spec := sessionstest.Spec(t, baseImage)
+	c := sessionstest.Launch(t, r, spec)
+	sessionstest.Output(t, c, `mkdir -p .vscode-server/bin && cp /bin/sh .vscode-server/bin/node && cp /bin/sh mine`)
+	look := func() sessions.Usage {
+		t.Helper()
+		u, err := r.Usage(t.Context(), spec.Session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	const work = ` -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done; read end'`
+	before := look()
+	for _, program := range []string{".vscode-server/bin/node", "./mine"} {
+		p := sessionstest.Start(t, c, sessions.Command{Line: program + work})
+		defer p.Close()
+		out := bufio.NewScanner(p.Stdout())
+		if !out.Scan() || out.Text() != "done" {
+			t.Fatalf("%s says %q", program, out.Text())
+		}
+		u := look()
+		used, daemons := u.CPU-before.CPU, u.Daemons-before.Daemons
+		if isEditor := program != "./mine"; isEditor != (daemons > used/2) || !isEditor && daemons > used/10 {
+			t.Errorf("%s has used %v, and the known daemons %v", program, used, daemons)
+		}
+		before = u
+	}
 }
