@@ -57,7 +57,7 @@ const (
 // table. The reference is sshd, or for a cold login docker run and exec.
 func (r *rig) compare(ctx context.Context, match *regexp.Regexp, quick bool) error {
 	table := [][]string{{"median (quartiles)", "sshd", "sshd + docker exec", "ds01", "ds01 / reference", "aim", "CPU of sshd, docker exec, ds01"}}
-	for _, row := range slices.Concat(rows, fileRows) {
+	for _, row := range slices.Concat(rows, fileRows, sftpRows) {
 		rounds := row.full
 		if quick {
 			rounds = row.quick
