@@ -16,28 +16,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An scp speaks rcp's protocol: lines that announce what follows, each answered
-// with a zero byte, or with 1 or 2 and a line that says what went wrong. OpenSSH's
-// scp.c is its only description.
+// An scp speaks rcp's protocol. A line announces what follows, and the other side
+// answers it with a zero byte, or with 1 or 2 and a line that says what went
+// wrong. OpenSSH's scp.c is the only description.
 type scp struct {
 	in        *bufio.Reader
 	out       *bufio.Writer
 	recursive bool // -r
 	times     bool // -p: times and modes are kept
-	failed    bool // something was, and the other side knows
+	failed    bool // something went wrong, and the other side knows
 }
 
-// maxSCPLine bounds a line that announces a file: its name and a few numbers.
+// maxSCPLine is the length of the longest announcement: a name and some numbers.
 const maxSCPLine = 8 << 10
 
-// errSCP is an end that the other side has been told of, or has asked for.
+// errSCP ends the transfer. The other side knows why.
 var errSCP = errors.New("scp ended")
 
-// ServeSCP is scp -t and scp -f with args, on the two streams. It returns the
-// exit status.
+// ServeSCP does what scp -t and scp -f do, with args, on the two streams. It
+// returns the exit status. Only images without OpenSSH need it: an image's own
+// scp is found first.
 func ServeSCP(args []string, in io.Reader, out, errs io.Writer) (exit int) {
 	flags := flag.NewFlagSet("scp", flag.ContinueOnError)
 	flags.SetOutput(errs)
+	widen(in)
+	widen(out)
 	s := &scp{in: bufio.NewReaderSize(in, 64<<10), out: bufio.NewWriterSize(out, 64<<10)}
 	to := flags.Bool("t", false, "write what comes to a path")
 	from := flags.Bool("f", false, "send paths")
@@ -64,7 +67,7 @@ func ServeSCP(args []string, in io.Reader, out, errs io.Writer) (exit int) {
 	return 0
 }
 
-// apart splits flags that stand together, as in -rt.
+// apart splits flags that were written as one, as in -rt.
 func apart(args []string) (all []string) {
 	for i, a := range args {
 		if a == "--" || !strings.HasPrefix(a, "-") || a == "-" {
@@ -77,13 +80,13 @@ func apart(args []string) (all []string) {
 	return all
 }
 
-// ok answers that all is well.
+// ok tells the other side that all went well.
 func (s *scp) ok() error {
 	_ = s.out.WriteByte(0)
 	return s.out.Flush()
 }
 
-// complain tells the other side what went wrong, and goes on.
+// complain tells the other side what went wrong. The transfer goes on.
 func (s *scp) complain(err error) error {
 	s.failed = true
 	text := strings.NewReplacer("\n", " ", "\x00", " ").Replace(err.Error())
@@ -91,7 +94,7 @@ func (s *scp) complain(err error) error {
 	return s.out.Flush()
 }
 
-// answer reads whether the other side is well with what it has got.
+// answer reads the other side's answer. The error is errSkipped if it refused one file.
 func (s *scp) answer() error {
 	kind, err := s.in.ReadByte()
 	switch {
@@ -110,10 +113,10 @@ func (s *scp) answer() error {
 	return errSCP
 }
 
-// errSkipped is one file that the other side does not take.
+// errSkipped says that the other side refused one file.
 var errSkipped = errors.New("skipped")
 
-// line reads to the next newline.
+// line returns what comes before the next newline.
 func (s *scp) line() (string, error) {
 	var b strings.Builder
 	for b.Len() < maxSCPLine {
@@ -129,13 +132,13 @@ func (s *scp) line() (string, error) {
 	return "", errSCP
 }
 
-// A stamp is the times of the file that comes next.
+// A stamp has the times of the next file.
 type stamp struct {
 	set              bool
 	modified, access time.Time
 }
 
-// sink writes what comes to target, until the other side has no more.
+// sink receives files and writes them to target, until the other side has no more.
 func (s *scp) sink(target string, directory bool) error {
 	fi, err := os.Stat(target)
 	isDir := err == nil && fi.IsDir()
@@ -161,7 +164,7 @@ func (s *scp) sink(target string, directory bool) error {
 			return errors.Join(s.complain(errors.New("an empty line is no announcement")), errSCP)
 		}
 		switch line[0] {
-		case 1, 2: // what the other side could not send
+		case 1, 2: // the other side could not send something
 			s.failed = true
 			if line[0] == 2 {
 				return errSCP
@@ -211,7 +214,7 @@ func parseStamp(text string) (stamp, error) {
 	return stamp{true, time.Unix(modified, 0), time.Unix(access, 0)}, nil
 }
 
-// parseEntry reads "0644 1234 name". The name is a name and no path.
+// parseEntry reads "0644 1234 name". It refuses a name that is a path.
 func parseEntry(text string) (mode fs.FileMode, size int64, name string, err error) {
 	bits, rest, _ := strings.Cut(text, " ")
 	length, name, ok := strings.Cut(rest, " ")
@@ -226,7 +229,7 @@ func parseEntry(text string) (mode fs.FileMode, size int64, name string, err err
 	return fs.FileMode(n & 0o777), size, name, nil
 }
 
-// putFile writes the file that follows.
+// putFile receives one file.
 func (s *scp) putFile(path string, mode fs.FileMode, size int64, when stamp) error {
 	f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, mode|0o200)
 	if openErr != nil {
@@ -238,7 +241,7 @@ func (s *scp) putFile(path string, mode fs.FileMode, size int64, when stamp) err
 	}
 	data := &io.LimitedReader{R: s.in, N: size}
 	_, err := io.Copy(f, data)
-	if err != nil { // a full disk: the rest comes all the same
+	if err != nil { // a full disk: the other side sends the rest anyway
 		_, _ = io.Copy(io.Discard, data)
 	}
 	if data.N > 0 {
@@ -262,7 +265,7 @@ func (s *scp) putFile(path string, mode fs.FileMode, size int64, when stamp) err
 	return s.ok()
 }
 
-// putDir makes a directory, and writes what follows into it until its end.
+// putDir makes a directory and receives its contents.
 func (s *scp) putDir(path string, mode fs.FileMode, _ int64, when stamp) error {
 	made := os.Mkdir(path, mode|0o700)
 	if fi, err := os.Stat(path); made != nil && (err != nil || !fi.IsDir()) {
@@ -284,7 +287,7 @@ func (s *scp) putDir(path string, mode fs.FileMode, _ int64, when stamp) error {
 	return nil
 }
 
-// source sends paths.
+// source sends the files and directories at paths.
 func (s *scp) source(paths []string) error {
 	if err := s.answer(); err != nil {
 		return err
@@ -326,7 +329,7 @@ func (s *scp) send(path string) error {
 		return passOver(err)
 	}
 	n, err := io.CopyN(s.out, f, fi.Size())
-	if err != nil { // it has become shorter, or cannot be read: what was announced must come
+	if err != nil { // it has become shorter, or cannot be read: send as many bytes as announced
 		if _, err := io.CopyN(s.out, zeros{}, fi.Size()-n); err != nil {
 			return err
 		}
@@ -354,7 +357,7 @@ func (s *scp) sendDir(f *os.File, path string, fi fs.FileInfo) error {
 	return passOver(s.announce("E"))
 }
 
-// announce sends a line and reads the answer.
+// announce sends a line and returns the answer.
 func (s *scp) announce(format string, args ...any) error {
 	_, _ = fmt.Fprintf(s.out, format+"\n", args...)
 	if err := s.out.Flush(); err != nil {
@@ -363,7 +366,7 @@ func (s *scp) announce(format string, args ...any) error {
 	return s.answer()
 }
 
-// passOver makes nothing of a file that the other side does not take.
+// passOver ignores that the other side refused one file.
 func passOver(err error) error {
 	if errors.Is(err, errSkipped) {
 		return nil
@@ -371,7 +374,7 @@ func passOver(err error) error {
 	return err
 }
 
-// zeros is an endless file of them.
+// zeros is an endless file of zero bytes.
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) {

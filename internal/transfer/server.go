@@ -12,7 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -48,6 +51,8 @@ type server struct {
 // ServeSFTP serves SFTP version 3 on the two streams until the first ends.
 // Relative paths start in the working directory.
 func ServeSFTP(in io.Reader, out io.Writer) error {
+	widen(in)
+	widen(out)
 	s := &server{in: in, out: out, requests: make([]byte, 0, room), replies: make([]byte, 0, batch+maxPacket+4)}
 	defer s.handles.closeAll()
 	for {
@@ -61,6 +66,17 @@ func ServeSFTP(in io.Reader, out io.Writer) error {
 		if err := s.serve(packet); err != nil {
 			return errors.Join(err, s.flush())
 		}
+	}
+}
+
+// pipeSize is how much a pipe between the server and its client holds, if it is
+// one. Fewer bytes would have each wait for the other more often.
+const pipeSize = 512 << 10
+
+// widen gives a pipe room for pipeSize bytes, if the kernel allows so many.
+func widen(stream any) {
+	if f, ok := stream.(*os.File); ok {
+		_, _ = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, pipeSize)
 	}
 }
 
