@@ -125,8 +125,8 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	if err != nil {
 		return Project{}, err
 	}
-	if p.Start.From != nil && !made {
-		return Project{}, fault.New(fault.ExitFailed, "leave --from out to take it over as it is, or choose another name",
+	if (p.Start.From != nil || p.Start.New) && !made {
+		return Project{}, fault.New(fault.ExitFailed, "choose another name, or leave --from or --git out to take it over as it is",
 			"the workspace %s is there already, and is not overwritten", dir.path())
 	}
 	p.TookOver, p.Created = !made, db.Time(db.Millis(time.Now()))
@@ -288,6 +288,27 @@ func (m *Manager) Delete(ctx context.Context, by string, ref Ref) error {
 		}
 	}
 	m.spawn(func() { m.prune(m.ctx, ref) })
+	return nil
+}
+
+// Undo ends ref's session, forgets the project and removes its workspace, if that is
+// empty. It is for a project that could not be made as was asked.
+func (m *Manager) Undo(ctx context.Context, by string, ref Ref) error {
+	err := m.Retire(ctx, ref, by, "the project could not be made")
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Exit == fault.ExitNoSuch {
+		err = nil // it has none
+	}
+	if err == nil {
+		err = m.Delete(ctx, by, ref)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := m.workspace(ref)
+	if err != nil {
+		return err
+	}
+	dir.removeEmpty()
 	return nil
 }
 

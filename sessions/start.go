@@ -21,6 +21,7 @@ type Start struct {
 	From     *Source // files to begin with, or nil
 	Furnish  bool    // of a README.md, a .gitignore and, if the host has git, an empty repository, what did not come with From
 	Template string  // with Furnish: one of Templates, or ""
+	New      bool    // fail if the workspace is there already
 }
 
 // A folder is one that a template makes.

@@ -85,9 +85,11 @@ func (c *call) projectCreate() *cobra.Command {
 		long: "Without --gpus it asks for one GPU, if its owner may have any. A workspace that is there\n" +
 			"already is taken over as it is; a new one gets a README.md, a .gitignore and a git repository.\n" +
 			"With --from it begins with a copy of a directory on the host, or from anywhere with a tar archive;\n" +
-			"what comes along of these three stays as it is.",
+			"what comes along of these three stays as it is. With --git it begins with a clone of a public repository,\n" +
+			"which git makes in the project's container.",
 		example: "ds01 project create my-thesis --gpus 2 --template ml\n" +
 			"  ds01 project create my-thesis --from ~/work/thesis\n" +
+			"  ds01 project create my-thesis --git https://github.com/alice/thesis.git\n" +
 			"  tar cz -C work/thesis . | ssh ds01@ds01 project create my-thesis --from -",
 		run: func(cmd *cobra.Command, args []string) error {
 			p := sessions.Project{Ref: sessions.Ref{Owner: owner, Name: args[0]}, Image: image, GPUs: gpus.Count, Profile: gpus.Profile}
@@ -95,7 +97,15 @@ func (c *call) projectCreate() *cobra.Command {
 			if p.Start, err = c.start(start); err != nil {
 				return err
 			}
-			return c.createProject(p, cmd.Flags().Changed("gpus"))
+			var from *repository
+			if start.git != "" {
+				r, err := parseRepository(start.git)
+				if err != nil {
+					return err
+				}
+				from = &r
+			}
+			return c.createProject(p, cmd.Flags().Changed("gpus"), from)
 		},
 	})
 	cmd.Flags().StringVar(&owner, "owner", "", "whose it is (admins; default: yours)")
@@ -106,8 +116,9 @@ func (c *call) projectCreate() *cobra.Command {
 	return cmd
 }
 
-// createProject makes p; what it leaves open is filled in.
-func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
+// createProject makes p; what it leaves open is filled in. from is what is cloned into
+// it, or nil.
+func (c *call) createProject(p sessions.Project, gpusGiven bool, from *repository) error {
 	if ref, dotted := sessions.ParseRef(p.Name); dotted && (p.Owner == "" || p.Owner == ref.Owner) {
 		p.Ref = ref
 	}
@@ -130,6 +141,12 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool) error {
 		return err
 	}
 	c.warnOfMisfit(p)
+	if from != nil {
+		if err := c.clone(p, *from); err != nil {
+			return err
+		}
+		return c.say(c.projectJSON(p), "created %s with a clone of %s; its files are in %s", c.called(p.Ref), from.show, c.Sessions.Workspace(p.Ref))
+	}
 	return c.say(c.projectJSON(p), "created %s%s; its files are in %s%s", c.called(p.Ref), brought(p), c.Sessions.Workspace(p.Ref), found(p))
 }
 

@@ -16,6 +16,7 @@ type starting struct {
 	bare     bool
 	template string
 	from     string
+	git      string
 }
 
 func (s *starting) flags(cmd *cobra.Command) {
@@ -23,6 +24,7 @@ func (s *starting) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&s.bare, "bare", false, "add nothing to a new workspace")
 	cmd.Flags().StringVar(&s.template, "template", "", "folders for a kind of work: "+strings.Join(names, ", "))
 	cmd.Flags().StringVar(&s.from, "from", "", "begin with a copy of a directory, or - with a tar archive on standard input")
+	cmd.Flags().StringVar(&s.git, "git", "", "begin with a clone of the repository at this URL")
 	// These fail for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("template", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.MarkFlagDirname("from")
@@ -35,6 +37,12 @@ func (c *call) start(s starting) (sessions.Start, error) {
 		return sessions.Start{}, usage("project create: either --bare or --template", "help project create")
 	case s.from != "" && s.template != "":
 		return sessions.Start{}, usage("project create: either --from or --template", "help project create")
+	}
+	if s.git != "" && (s.from != "" || s.template != "") {
+		return sessions.Start{}, usage("project create: --git goes without --from and --template", "help project create")
+	}
+	if s.git != "" {
+		return sessions.Start{New: true}, nil
 	}
 	begin := sessions.Start{Furnish: !s.bare, Template: s.template}
 	if s.from == "" {
