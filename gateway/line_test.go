@@ -233,8 +233,8 @@ func TestAskedInTheLogin(t *testing.T) {
 	tty.press("exit\n")
 	tty.ends()
 	for login, want := range map[string]string{
-		"thesis+cpu+gpus2": "ds01: +cpu+gpus2 contradicts itself: ask for one of +cpu, +gpus2 and +1g.10gb\n",
-		"nothing+gpu":      "ds01: +gpu after a project's name says nothing; there are +cpu, +gpus2 and +1g.10gb, for the GPUs of one login\n",
+		"thesis+cpu+gpus2": "ds01: +cpu+gpus2 asks for two things: use one of +cpu, +gpus2 and +1g.10gb\n",
+		"nothing+gpu":      "ds01: unknown suffix +gpu: use +cpu, +gpus2 or +1g.10gb\n",
 	} {
 		if r := exec(t, w.dial("alice", login), "true"); r != (result{errs: want, exit: 2}) {
 			t.Errorf("%s: %v", login, r)
@@ -243,7 +243,7 @@ func TestAskedInTheLogin(t *testing.T) {
 	if r := exec(t, w.dial("bob", "thesis+gpus9"), "true"); r.exit != 1 || !strings.HasPrefix(r.errs, `ds01: project "thesis" asks for 9 GPUs, and this machine has 4 GPUs`) {
 		t.Errorf("+gpus9: %v", r)
 	}
-	if _, err := w.dial("bob", "thesis+frob").Dial("tcp", "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "+frob after a project's name") {
+	if _, err := w.dial("bob", "thesis+frob").Dial("tcp", "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "unknown suffix +frob") {
 		t.Errorf("a forward: %v", err)
 	}
 

@@ -26,9 +26,9 @@ func SplitLogin(login string) (name string, once *gpu.Want, err error) {
 		want, ok := parseAsked(word)
 		switch {
 		case !ok:
-			return name, nil, fault.New(fault.ExitUsage, "", "+%s after a project's name says nothing; there are +cpu, +gpus2 and +1g.10gb, for the GPUs of one login", shortened(word))
+			return name, nil, fault.New(fault.ExitUsage, "", "unknown suffix +%s: use +cpu, +gpus2 or +1g.10gb", shortened(word))
 		case once != nil && *once != want:
-			return name, nil, fault.New(fault.ExitUsage, "", "+%s contradicts itself: ask for one of +cpu, +gpus2 and +1g.10gb", shortened(asked))
+			return name, nil, fault.New(fault.ExitUsage, "", "+%s asks for two things: use one of +cpu, +gpus2 and +1g.10gb", shortened(asked))
 		}
 		once = &want
 	}

@@ -32,16 +32,16 @@ func TestSplitLogin(t *testing.T) {
 		}
 	}
 	for login, want := range map[string]string{
-		"thesis+":                                "+ after a project's name says nothing; there are +cpu, +gpus2 and +1g.10gb, for the GPUs of one login",
-		"thesis+gpu":                             "+gpu after a project's name says nothing",
-		"thesis+gpus":                            "+gpus after a project's name says nothing",
-		"thesis+gpus-1":                          "+gpus-1 after",
-		"thesis+gpus9999999999":                  "+gpus9999999999 after",
-		"thesis+gpus2+":                          "+ after",
-		"thesis+cpu+gpus2":                       "+cpu+gpus2 contradicts itself: ask for one of +cpu, +gpus2 and +1g.10gb",
-		"thesis+1g.10gb+cpu":                     "+1g.10gb+cpu contradicts itself",
-		"thesis+gpus1+2g.20gb":                   "+gpus1+2g.20gb contradicts itself",
-		"thesis+" + strings.Repeat("\x1b", 1000): `+"` + strings.Repeat(`\x1b`, 40) + `…" after`,
+		"thesis+":                                "unknown suffix +: use +cpu, +gpus2 or +1g.10gb",
+		"thesis+gpu":                             "unknown suffix +gpu:",
+		"thesis+gpus":                            "unknown suffix +gpus:",
+		"thesis+gpus-1":                          "unknown suffix +gpus-1:",
+		"thesis+gpus9999999999":                  "unknown suffix +gpus9999999999:",
+		"thesis+gpus2+":                          "unknown suffix +:",
+		"thesis+cpu+gpus2":                       "+cpu+gpus2 asks for two things: use one of +cpu, +gpus2 and +1g.10gb",
+		"thesis+1g.10gb+cpu":                     "+1g.10gb+cpu asks for two things",
+		"thesis+gpus1+2g.20gb":                   "+gpus1+2g.20gb asks for two things",
+		"thesis+" + strings.Repeat("\x1b", 1000): `unknown suffix +"` + strings.Repeat(`\x1b`, 40) + `…"`,
 	} {
 		name, once, err := sessions.SplitLogin(login)
 		f := fault.For(err)

@@ -139,7 +139,7 @@ func inflate(r *bufio.Reader) (io.Reader, error) {
 func (u *unpacking) entry(h *tar.Header) error {
 	name := path.Clean(h.Name)
 	if u.entries++; u.entries > maxUnpacked {
-		return fault.New(fault.ExitFailed, "bring less, or copy it with rsync", "the archive has more than %d files and directories", maxUnpacked)
+		return fault.New(fault.ExitFailed, "upload less, or copy it with rsync", "the archive has more than %d files and directories", maxUnpacked)
 	}
 	if !filepath.IsLocal(h.Name) || len(h.Name) > maxName || strings.Count(name, "/") >= maxLevels {
 		return fault.New(fault.ExitFailed, "pack the directory from within: tar cz -C DIR .", "the archive has a name that no file in a workspace can have: %q", short(h.Name))
@@ -148,7 +148,7 @@ func (u *unpacking) entry(h *tar.Header) error {
 		return nil
 	}
 	if u.room -= blockSize + max(h.Size, 0)&^(blockSize-1); h.Size < 0 || u.room < 0 {
-		return fault.New(fault.ExitFailed, "bring less, or ask your administrator for room", "there is no room for so much")
+		return fault.New(fault.ExitFailed, "upload less, or ask your administrator", "not enough disk space for this archive")
 	}
 	if dir := path.Dir(name); dir != "." && dir != u.parent {
 		if err := u.mkdirAll(dir); err != nil {

@@ -279,7 +279,7 @@ func TestStartFromOverwritesNothing(t *testing.T) {
 	_, err := w.createFrom("there", unread)
 	is(t, err, fault.ExitFailed, `there is a project "there" already`)
 	_, err = w.createFrom("old", unread)
-	is(t, err, fault.ExitFailed, "old is there already, and is not overwritten", "leave --from out")
+	is(t, err, fault.ExitFailed, "old is there already, and is not overwritten", "leave --from or --git out")
 	if all, err := os.ReadDir(theirs); err != nil || len(all) > 0 {
 		t.Errorf("it has %v, %v", all, err)
 	}

@@ -51,7 +51,7 @@ func (s *Server) caller(ctx context.Context, uid uint32) (Caller, error) {
 		err = nil // root, or nobody that we know
 	}
 	if err != nil && !caller.Admin {
-		return caller, &fault.Error{Exit: fault.ExitFailed, Say: "the host cannot say who you are", Hint: "try again, or ask your administrator", Err: err}
+		return caller, &fault.Error{Exit: fault.ExitFailed, Say: "the host's accounts cannot be read", Hint: "try again, or ask your administrator", Err: err}
 	}
 	group := s.Backend.Config().AdminGroup
 	caller.Admin = caller.Admin || group != "" && slices.Contains(host.groups, group)

@@ -105,9 +105,10 @@ func (c *call) visible(all []sessions.Session) ([]sessions.Session, error) {
 func (c *call) containerList() *cobra.Command {
 	var all bool
 	cmd := c.leaf(leaf{
-		use:     "list",
-		short:   "List your containers; for admins, everybody's",
-		long:    "What waits in line for a GPU is listed, too, with its place; the whole line is in queue.",
+		use:   "list",
+		short: "List your containers; for admins, everybody's",
+		long: "The list also has what waits in line for a GPU, with its place. The command queue shows the\n" +
+			"whole line.",
 		example: "ds01 container list --all",
 		run: func(*cobra.Command, []string) error {
 			found, err := c.withWaiting(all)
@@ -199,9 +200,10 @@ func value[T any](p *T) (v T) {
 func (c *call) containerShow() *cobra.Command {
 	var why bool
 	cmd := c.leaf(leaf{
-		use:     "show NAME",
-		short:   "Show a project's container, or its last one of today",
-		long:    "With --why also what was looked at to say whether it is idle, what each of that says, and when it ends it.",
+		use:   "show NAME",
+		short: "Show a project's container, or its last one of today",
+		long: "--why shows what ds01 measures to tell whether it is idle, each reading, and when that would\n" +
+			"retire it.",
 		example: "ds01 container show my-thesis --why",
 		run: func(_ *cobra.Command, args []string) error {
 			s, err := c.newest(args[0], c.withWaiting)
@@ -214,7 +216,7 @@ func (c *call) containerShow() *cobra.Command {
 			return c.showSession(s)
 		},
 	})
-	cmd.Flags().BoolVar(&why, "why", false, "also why it is idle or not, and what will end it")
+	cmd.Flags().BoolVar(&why, "why", false, "also show why it is idle or not, and what will end it")
 	return cmd
 }
 

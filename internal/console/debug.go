@@ -26,8 +26,8 @@ func (c *call) debug() *cobra.Command {
 	profile := c.leaf(leaf{
 		use:   "profile [KIND]",
 		short: "Write a profile of the gateway, for `go tool pprof`",
-		long: "KIND is cpu (the default), heap, allocs, goroutine, or another of Go's own. The output\n" +
-			"is not text, so send it to a file. https://pkg.go.dev/runtime/pprof says what each shows.",
+		long: "KIND is cpu (the default), heap, allocs, goroutine, or another profile that Go has. The output\n" +
+			"is not text, so send it to a file. https://pkg.go.dev/runtime/pprof explains each kind.",
 		example: "ds01 debug profile cpu --for 10s > cpu.pprof",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {

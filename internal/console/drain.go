@@ -210,8 +210,8 @@ func (c *call) broadcast() *cobra.Command {
 	return c.leaf(leaf{
 		use:   "broadcast TEXT…",
 		short: "Show a line on all terminals that are logged in",
-		long: "It is shown between two lines of what runs there; full-screen programs are redrawn.\n" +
-			"Who watches something at the console reads it there.",
+		long: "The line appears between two lines of what runs there. Full-screen programs are drawn again.\n" +
+			"People who watch something at the console see it there, too.",
 		example: `ds01 broadcast "the machine restarts at 18:00, please save your work"`,
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {

@@ -26,7 +26,7 @@ const (
 )
 
 // errNobody is the host's root, who wants to enter a container.
-var errNobody = fault.New(fault.ExitUsage, "log in with ssh as somebody who has projects", "root has no projects to enter")
+var errNobody = fault.New(fault.ExitUsage, "log in with ssh as a user who has projects", "root has no projects of its own")
 
 // enter opens a shell in p, and returns its exit status. p is as found for the
 // caller.

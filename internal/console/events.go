@@ -31,7 +31,7 @@ func (c *call) events() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:     "events",
 		short:   "Show what happened to your projects; for admins, to all",
-		long:    "Shows the last day, oldest first, and of many the newest 1000.",
+		long:    "It shows the newest 1000 events of the last day, oldest first.",
 		example: "ds01 events --since 2h",
 		run: func(*cobra.Command, []string) error {
 			from, err := parseSince(since, time.Now(), "events --since 2h")

@@ -118,12 +118,13 @@ func stateOf(s gpu.Seen) string {
 
 // gpus is the commands about GPUs.
 func (c *call) gpus() *cobra.Command {
-	cmd := Parent("gpu", "Show GPUs, how they are and who holds them", "")
+	cmd := Parent("gpu", "Show GPUs, their state and who holds them", "")
 	cmd.AddCommand(c.leaf(leaf{
 		use:   "list",
-		short: "List GPUs, how they are and who holds them, at the latest until when",
-		long: "What is unhealthy is not lent until an admin returns it. What is busy elsewhere, or settling\n" +
-			"after its last session, is lent again as soon as it is free. Its holder keeps a GPU in any case.",
+		short: "List GPUs, their state, who holds them, and until when at the latest",
+		long: "ds01 does not lend an unhealthy GPU until an admin returns it. One that is busy elsewhere, or\n" +
+			"settling after its last session, is lent again as soon as it is free. Whoever holds a GPU keeps\n" +
+			"it in any case.",
 		example: "ds01 gpu list",
 		run:     func(*cobra.Command, []string) error { return c.gpuList() },
 	}), c.leaf(leaf{
@@ -134,9 +135,10 @@ func (c *call) gpus() *cobra.Command {
 		run:     func(_ *cobra.Command, args []string) error { return c.gpuShow(args[0]) },
 	}), c.gpuTake(), c.leaf(leaf{
 		use:   "return DEVICE",
-		short: "Let a GPU be lent again that was unhealthy or taken",
-		long: "What the driver still says is broken has to be reset first: see nvidia-smi --gpu-reset. That is\n" +
-			"refused while any program looks at the GPU: stop ds01 meanwhile; sessions on other GPUs go on.",
+		short: "Lend a GPU again that was unhealthy or taken",
+		long: "If the driver still reports an error, reset the GPU first: see nvidia-smi --gpu-reset. The\n" +
+			"driver refuses a reset while any program looks at the GPU, so stop ds01 meanwhile. Sessions on\n" +
+			"other GPUs go on.",
 		example: "ds01 gpu return 3",
 		admin:   true,
 		run:     func(_ *cobra.Command, args []string) error { return c.gpuReturn(args[0]) },
@@ -321,9 +323,10 @@ func (c *call) gpuShow(name string) error {
 func (c *call) gpuTake() *cobra.Command {
 	var reason string
 	cmd := c.leaf(leaf{
-		use:     "take DEVICE",
-		short:   "Keep a GPU from being lent, for a reason that all can read",
-		long:    "Who holds it goes on. It lasts until gpu return, also through a restart. A GPU takes its MIG\ninstances with it.",
+		use:   "take DEVICE",
+		short: "Stop lending a GPU, for a reason that everybody can read",
+		long: "Whoever holds it keeps it. It is not lent again until gpu return, also after a restart. A GPU\n" +
+			"takes its MIG instances with it.",
 		example: `ds01 gpu take 3 --reason "its fan is loud"`,
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
@@ -352,7 +355,7 @@ func (c *call) gpuTake() *cobra.Command {
 			return c.say(c.heldJSON(now), "GPU %s is not lent any more: %s%s", s.Label(), said, then)
 		},
 	})
-	cmd.Flags().StringVar(&reason, "reason", "", "what gpu list says, in a line")
+	cmd.Flags().StringVar(&reason, "reason", "", "the reason that gpu list shows, in one line")
 	return cmd
 }
 

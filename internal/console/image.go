@@ -39,8 +39,9 @@ type removedJSON struct {
 // images is the commands about the images of projects.
 func (c *call) images() *cobra.Command {
 	cmd := Parent("image", "Build images from projects' Dockerfiles",
-		"A project's sessions have the image that it names (project set NAME --image REF), else the one\n"+
-			"built here from the Dockerfile in its workspace, else the role's or the site's.")
+		"A project's sessions use the image that it names (project set NAME --image REF). Without one,\n"+
+			"they use the image built here from the Dockerfile in its workspace, else the role's, else the\n"+
+			"site's.")
 	cmd.AddCommand(c.imageList(), c.imageBuild(), c.imageDelete())
 	return cmd
 }
@@ -80,8 +81,8 @@ func (c *call) imageBuild() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "build NAME",
 		short: "Build a project's image from the Dockerfile in its workspace",
-		long: "What the Dockerfile copies comes from the workspace, less what .dockerignore names. Nothing is\n" +
-			"built if none of it has changed. Running sessions keep their image. Ctrl-C ends the build.",
+		long: "The Dockerfile can copy what is in the workspace, without what .dockerignore names. If nothing\n" +
+			"has changed, nothing is built. Running sessions keep their image. Ctrl-C ends the build.",
 		example: "ds01 image build my-thesis",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.findOwn(args[0])
@@ -114,9 +115,10 @@ func (c *call) buildImage(p sessions.Project, again bool) error {
 
 func (c *call) imageDelete() *cobra.Command {
 	return c.leaf(leaf{
-		use:     "delete NAME",
-		short:   "Remove the images that were built for a project",
-		long:    "Its next session has the role's or the site's image. What a container uses stays.",
+		use:   "delete NAME",
+		short: "Remove the images that were built for a project",
+		long: "The project's next session gets the role's or the site's image. An image that a container uses\n" +
+			"stays.",
 		example: "ds01 image delete my-thesis",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.findOwn(args[0])

@@ -25,7 +25,7 @@ var insiders = []string{
 // errInside is a command that is for where people log in from.
 func (c *call) errInside(typed string) error {
 	return fault.New(fault.ExitDenied, fmt.Sprintf("type it where you log in from: ssh %s@HOST %s", c.Config().ControlName, typed),
-		"this cannot be done from inside a container")
+		"this command does not work inside a container")
 }
 
 // Inside returns the door of one session's container, where project's owner is

@@ -53,13 +53,14 @@ func (c *call) userImport() *cobra.Command {
 		use:   "import FILE",
 		short: "Add all users of a CSV file, or none",
 		long: "A line of FILE has a user's name, role and public keys, one in each further column:\n" +
-			"name,role,key. - is standard input. A user who is there with that role and those keys is\n" +
-			"left alone; one who differs, and any other line that is wrong, is told, and nothing is added.",
+			"name,role,key. - is standard input. A user who exists already with that role and those keys is\n" +
+			"left alone. If any line differs from that or is wrong, all such lines are reported and nothing\n" +
+			"is added.",
 		example: "ds01 user import intake.csv --dry-run",
 		admin:   true,
 		run:     func(_ *cobra.Command, args []string) error { return c.importUsers(args[0], dry) },
 	})
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be done")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what would be done, and do nothing")
 	return cmd
 }
 

@@ -15,8 +15,9 @@ func (c *call) containerKeep() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "keep NAME [DURATION]",
 		short: "Keep a container from retiring for a while",
-		long: "Until then neither its idle time nor its age ends it, and nobody need be connected. The longest\n" +
-			"is keep_max, and not longer than that past its lifetime. 0 or --off ends it.",
+		long: "Until then ds01 retires it neither for being idle nor for its age, and you need not be\n" +
+			"connected. You can keep it for keep_max at a time, and for keep_max past its lifetime in all. 0\n" +
+			"or --off ends it.",
 		example: `ds01 container keep my-thesis 8h --reason "training until tomorrow"`,
 		run: func(_ *cobra.Command, args []string) error {
 			if in := c.caller.Inside; in != nil && len(args) == 1 && args[0] != in.Name {
@@ -50,7 +51,7 @@ func (c *call) containerKeep() *cobra.Command {
 			return c.say(j, "%s is no longer kept", c.called(p.Ref))
 		},
 	})
-	cmd.Flags().BoolVar(&off, "off", false, "keep it no longer")
+	cmd.Flags().BoolVar(&off, "off", false, "stop keeping it")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who wait for its GPUs")
 	return cmd
 }

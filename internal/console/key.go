@@ -47,17 +47,17 @@ func (c *call) keyAdd() *cobra.Command {
 	var expires, user string
 	cmd := c.leaf(leaf{
 		use:   "add [USER] FILE…",
-		short: "Let the keys in files, one a line, log in as you",
-		long: "FILE has public keys as authorized_keys does; - is standard input. All are added, or none.\n" +
-			"You prove that you have a key by a login with it, which this command tells you how to type. An admin\n" +
-			"names the user first, and need prove nothing. No key outlives the one that you add it with: not a\n" +
-			"certificate, and not a key that expires.",
+		short: "Add the keys in files, one a line",
+		long: "FILE has public keys as authorized_keys does; - is standard input. All are added, or none. You\n" +
+			"then log in with each key once, to prove that you have it; the command says what to type. Admins\n" +
+			"name the user first and need no proof. A key never outlives the certificate or key that you add\n" +
+			"it with.",
 		example: "ds01 key add - < laptop.pub\n" +
 			"  ds01 key add alice alice.pub --expires 2027-03-01\n" +
 			"  curl -s https://github.com/alice.keys | ds01 key add alice -",
 		run: func(_ *cobra.Command, args []string) error { return c.addKeys(user, args, expires) },
 	})
-	cmd.Flags().StringVar(&expires, "expires", "", "until when they let in: 90d, or a day such as 2027-03-01 (UTC)")
+	cmd.Flags().StringVar(&expires, "expires", "", "when they expire: 90d, or a day such as 2027-03-01 (UTC)")
 	c.userFlag(cmd, &user)
 	return cmd
 }
@@ -86,7 +86,7 @@ func (c *call) about(name, command string) (keys.User, error) {
 	case name == "":
 		name = c.caller.User
 	case name != c.caller.User && !c.caller.Admin:
-		return keys.User{}, fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this for somebody else")
+		return keys.User{}, fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this for another user")
 	}
 	u, err := c.Keys.User(c.ctx, name)
 	if err != nil {
@@ -199,8 +199,8 @@ func (c *call) keyList() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "list [USER]",
 		short: "List your keys; for admins, everybody's or a user's",
-		long: "USED is when a login last proved that it has the key. ADDED-BY is the key that whoever added it came in\n" +
-			"with, or their account on the host. To remove a key leaves those that it added: look for them here.",
+		long: "USED is the last login with the key. ADDED-BY is the key with which it was added, or an account\n" +
+			"of the host. If you remove a key, the keys that were added with it stay: look for them here.",
 		example: "ds01 key list",
 		run: func(_ *cobra.Command, args []string) error {
 			return c.listKeys(append(args, user)[0])
@@ -287,11 +287,11 @@ func (c *call) keyRemove() *cobra.Command {
 	var user string
 	cmd := c.leaf(leaf{
 		use:     "remove FINGERPRINT",
-		short:   "Take a key away; logins that came in with it end",
+		short:   "Remove a key; logins that used it end",
 		example: "ds01 key remove SHA256:s3X…",
 		run:     func(_ *cobra.Command, args []string) error { return c.removeKey(user, args[0], force) },
 	})
-	cmd.Flags().BoolVar(&force, "force", false, "even if it is the user's last")
+	cmd.Flags().BoolVar(&force, "force", false, "even if it is the user's last key")
 	c.userFlag(cmd, &user)
 	return cmd
 }
@@ -319,7 +319,7 @@ func (c *call) removeKey(whose, fingerprint string, force bool) error {
 	err = remove(c.ctx, key.User, fingerprint)
 	switch {
 	case errors.Is(err, keys.ErrLastKey):
-		return fault.New(fault.ExitFailed, "add another first, or say --force", "this is the last key of %s, who could not log in any more", key.User)
+		return fault.New(fault.ExitFailed, "add another key first, or use --force", "this is the last key of %s: without it they cannot log in", key.User)
 	case err != nil:
 		return explain(err, fingerprint)
 	}

@@ -19,9 +19,9 @@ func (c *call) projectLaunch() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "launch NAME",
 		short: "Start a project's container, unless it runs",
-		long: "First its image is built, as by image build, if you own it and the Dockerfile in its workspace, or\n" +
-			"what that copies, has changed. Progress goes to standard error. Until somebody logs in, the\n" +
-			"container is idle, and is retired as any other.",
+		long: "If you own the project and its Dockerfile has changed, or what that copies, its image is built\n" +
+			"first, as by image build. Progress goes to standard error. The container is idle until somebody\n" +
+			"logs in, and is retired as any other.",
 		example: "ds01 project launch my-thesis --open",
 		run: func(cmd *cobra.Command, args []string) error {
 			if open {
@@ -49,7 +49,7 @@ func (c *call) projectLaunch() *cobra.Command {
 			return c.say(c.sessionJSON(s), "launched %s in %.1f s%s, with %s", c.called(p.Ref), (a.Took - a.InLine).Seconds(), after, with)
 		},
 	})
-	cmd.Flags().BoolVar(&open, "open", false, "and open a shell in it, as a login does")
+	cmd.Flags().BoolVar(&open, "open", false, "then open a shell in it, as a login does")
 	gpus.flag(cmd, "for this session alone: how many GPUs, or mig:PROFILE for one instance")
 	cmd.Flags().BoolVar(&wait, "wait", false, "if no GPU is free, wait in line for one")
 	return cmd

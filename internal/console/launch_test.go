@@ -64,7 +64,7 @@ func TestProjectLaunchBuilds(t *testing.T) {
 	}
 	dockerfile(t, b, "FROM x\nRUN exit 3\n")
 	launch(alice, "notes", fault.ExitFailed, "", "ds01: step 2/2 RUN exit 3 failed: exit status 3\n"+
-		"ds01: mend the Dockerfile and build again; until then logins get an image without it\n")
+		"ds01: correct the Dockerfile and build again; until then logins get an image without it\n")
 	if list := ok(t, b, alice, "container list"); strings.Contains(list, "notes") {
 		t.Errorf("launched all the same:\n%s", list)
 	}

@@ -34,9 +34,10 @@ func (c *call) containerLogs() *cobra.Command {
 	var since string
 	cmd := c.leaf(leaf{
 		use:   "logs NAME",
-		short: "Show what became of a project's container, or of its last one of today",
-		long: "Its launch, when it was idle and why it was retired, and what its agent complains about, oldest\n" +
-			"first and of many the newest 1000. What your programs write goes to your terminal and is not kept.",
+		short: "Show the log of a project's container, or of its last one of today",
+		long: "The log has its launch, its idle times, why it was retired, and what its agent reports: the\n" +
+			"newest 1000 entries, oldest first. What your programs write goes to your terminal and is not\n" +
+			"kept.",
 		example: "ds01 container logs my-thesis --follow",
 		run: func(_ *cobra.Command, args []string) error {
 			from, err := parseSince(since, time.Now(), "help container logs")

@@ -25,7 +25,7 @@ type meJSON struct {
 func (c *call) whoami() *cobra.Command {
 	return c.leaf(leaf{
 		use:     "whoami",
-		short:   "Say who you are here, and how you came in",
+		short:   "Show who you are here, and how you logged in",
 		example: "ds01 whoami",
 		run: func(*cobra.Command, []string) error {
 			me := meJSON{Admin: c.caller.Admin, Door: c.caller.Door, Key: c.caller.Key}

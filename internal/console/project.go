@@ -108,7 +108,7 @@ func (c *call) projectCreate() *cobra.Command {
 			return c.createProject(p, cmd.Flags().Changed("gpus"), from)
 		},
 	})
-	cmd.Flags().StringVar(&owner, "owner", "", "whose it is (admins; default: yours)")
+	cmd.Flags().StringVar(&owner, "owner", "", "its owner (admins; default: you)")
 	cmd.Flags().StringVar(&image, "image", "", "container image (default: the role's or the site's)")
 	gpus.flag(cmd, "how many GPUs each of its sessions gets, or mig:PROFILE for one instance")
 	start.flags(cmd)

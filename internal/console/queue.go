@@ -23,9 +23,10 @@ type placeJSON struct {
 func (c *call) queue() *cobra.Command {
 	return c.leaf(leaf{
 		use:   "queue",
-		short: "List who waits for a GPU, and for how long yet",
-		long: "First comes who has waited for eight hours, then who has had the least GPU time lately, then\n" +
-			"who came first. When their turn comes is a guess: sessions end sooner than they must.",
+		short: "List who waits for a GPU, and for how long",
+		long: "Requests that have waited for eight hours come first, then those of users with the least GPU\n" +
+			"time lately. Ties go to the earlier request. When a turn comes is a guess, since sessions may\n" +
+			"end early.",
 		example: "ds01 queue",
 		run: func(*cobra.Command, []string) error {
 			line, err := c.Sessions.Line(c.ctx)

@@ -108,7 +108,7 @@ func (c *call) projectShare() *cobra.Command {
 			return c.sayShared(p, said+", as %s", c.called(p.Ref), args[1], p.String())
 		},
 	})
-	cmd.Flags().BoolVar(&readOnly, "read-only", false, "they may read it and write nothing")
+	cmd.Flags().BoolVar(&readOnly, "read-only", false, "let them read and not write")
 	return cmd
 }
 
@@ -124,7 +124,7 @@ func (c *call) sayShared(p sessions.Project, format string, args ...any) error {
 func (c *call) projectUnshare() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "unshare NAME USER",
-		short: "Keep a member out of a project again; members may leave",
+		short: "Stop sharing a project with a user, or leave it",
 		long: "Their connections to it end at once, and so do the programs that they have left in its container.\n" +
 			"If ds01 cannot be sure of that, it ends the container. What they had a program of yours do goes on,\n" +
 			"and what they wrote to the files stays: `container retire` ends all programs.",

@@ -58,9 +58,9 @@ func (c *call) containerStats() *cobra.Command {
 	var watch bool
 	cmd := c.leaf(leaf{
 		use:   "stats [NAME]",
-		short: "Show what your containers use now, of what they may",
-		long: "CPU is how many processors were busy in the last second, or with --watch since the last line;\n" +
-			"memory is without what is only cached from files. Of a MIG instance no driver tells the utilization.",
+		short: "Show what your containers use now, beside their limits",
+		long: "CPU is how many processors were busy in the last second, or with --watch since the last line.\n" +
+			"Memory does not count file caches. The driver cannot tell the utilization of MIG instances.",
 		example: "ds01 container stats my-thesis --watch",
 		run: func(_ *cobra.Command, args []string) error {
 			g := &gauge{call: c, before: map[string]sessions.Usage{}}

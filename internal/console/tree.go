@@ -161,7 +161,7 @@ func (c *call) leaf(l leaf) *cobra.Command {
 func (c *call) actFor(user string, l leaf, typed string) error {
 	switch {
 	case !c.caller.Admin:
-		return fault.New(fault.ExitDenied, "leave --user out to do it for yourself", "only an administrator may act for somebody else")
+		return fault.New(fault.ExitDenied, "leave --user out to do it for yourself", "only an administrator may act for another user")
 	case l.admin:
 		return usage("--user is for what people do themselves", "help "+typed)
 	}

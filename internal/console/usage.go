@@ -28,8 +28,8 @@ func (c *call) usage() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:   "usage",
 		short: "Show how many GPU hours you have held and used; for admins, all",
-		long: "Held is from launch to retirement. Used is how much of that the GPU computed, as the driver says;\n" +
-			"of MIG instances that is not known.",
+		long: "A GPU is held from launch to retirement. USED is the part of that time in which it computed, as\n" +
+			"the driver reports it. For MIG instances it is unknown.",
 		example: "ds01 usage --since 7d",
 		run: func(*cobra.Command, []string) error {
 			now := time.Now()

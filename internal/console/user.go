@@ -152,7 +152,7 @@ func (c *call) userSet() *cobra.Command {
 	cmd := c.leaf(leaf{
 		use:     "set USER",
 		short:   "Give a user another role",
-		long:    "Its limits hold for what they start from now on. Limits of one user are in the config.",
+		long:    "The role's limits apply to what they start from now on. The config can set limits for one user.",
 		example: "ds01 user set alice --role researcher",
 		admin:   true,
 		run: func(cmd *cobra.Command, args []string) error {
@@ -239,7 +239,7 @@ func (c *call) userShow() *cobra.Command {
 			return c.showUser(u, why)
 		},
 	})
-	cmd.Flags().BoolVar(&why, "explain", false, "each limit, and whether all, the role or the user has it so in the config")
+	cmd.Flags().BoolVar(&why, "explain", false, "each limit, and whether the config sets it for all, for the role or for the user")
 	return cmd
 }
 

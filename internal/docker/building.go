@@ -246,7 +246,7 @@ func (g *building) line(text string) {
 
 // failed says which step failed and why, and what it said last.
 func (g *building) failed(why string, err error) *fault.Error {
-	f := &fault.Error{Exit: fault.ExitFailed, Hint: "mend the Dockerfile and build again", Err: err}
+	f := &fault.Error{Exit: fault.ExitFailed, Hint: "correct the Dockerfile and build again", Err: err}
 	f.Say = fmt.Sprintf("step %s failed: %s", g.now.Step, why)
 	if g.now.Line != "" {
 		f.Say += ": " + g.now.Line

@@ -163,7 +163,7 @@ func run(ctx context.Context, step, line string, progress func(sessions.BuildPro
 		progress(sessions.BuildProgress{Step: step, Line: said})
 	}
 	if status, is := strings.CutPrefix(line, "RUN exit "); is {
-		return fault.New(fault.ExitFailed, "mend the Dockerfile and build again", "step %s failed: exit status %s", step, status)
+		return fault.New(fault.ExitFailed, "correct the Dockerfile and build again", "step %s failed: exit status %s", step, status)
 	}
 	return nil
 }
