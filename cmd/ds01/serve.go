@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -51,6 +52,7 @@ type house struct {
 	listener net.Listener
 	socket   *fdmsg.Listener
 	keys     *keys.Store
+	engine   *docker.Runtime
 	gateway  *gateway.Server
 	console  *console.Server
 }
@@ -103,6 +105,7 @@ func (h *house) run(ctx context.Context, hup <-chan os.Signal) error {
 	var doors sync.WaitGroup
 	doors.Go(func() { broken <- h.gateway.Serve(h.listener) })
 	doors.Go(func() { broken <- h.console.Serve(ctx, h.socket) })
+	doors.Go(func() { fault.Guard(h.log, func() { h.engine.WatchFirewall(ctx) }, nil) })
 
 	room := time.NewTicker(roomEvery)
 	defer room.Stop()
@@ -160,10 +163,11 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	}
 	h.keys = keys.NewStore(d, c.UIDs.First, c.UIDs.Last)
 	h.opens(h.keys.Close)
-	engine, err := h.engine(ctx, c, instance)
+	engine, err := h.openEngine(ctx, c, instance)
 	if err != nil {
 		return err
 	}
+	h.engine = engine
 
 	ledger := gpu.NewLedger(d)
 	gpus, err := h.inventory(ctx, c.GPUs, ledger, engine)
@@ -303,9 +307,9 @@ func ignoreClosed(close func() error) func() error {
 	}
 }
 
-// engine returns the Docker Engine. It need not run yet: a host may start it
+// openEngine returns the Docker Engine. It need not run yet: a host may start it
 // after us, and until then logins are told.
-func (h *house) engine(ctx context.Context, c *config.Config, instance string) (*docker.Runtime, error) {
+func (h *house) openEngine(ctx context.Context, c *config.Config, instance string) (*docker.Runtime, error) {
 	agent := c.Agent
 	if agent == "" {
 		self, err := os.Executable()
@@ -315,7 +319,8 @@ func (h *house) engine(ctx context.Context, c *config.Config, instance string) (
 		agent = filepath.Join(filepath.Dir(self), "ds01-agent")
 	}
 	engine, err := docker.New(docker.Options{
-		Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Firewall: c.Docker.Firewall, Log: h.log,
+		Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Log: h.log,
+		Firewall: c.Docker.Firewall, LAN: func() []netip.Prefix { return h.config.Load().Network.Prefixes() },
 	})
 	if err != nil {
 		return nil, err

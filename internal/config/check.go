@@ -4,6 +4,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -170,8 +171,15 @@ func (k *checker) template(key, path string, names ...string) {
 // machine checks what containers are made with.
 func (k *checker) machine(c *Config) {
 	k.image("image", c.Image)
-	k.must(c.Docker.Host == "" || strings.Contains(c.Docker.Host, "://"), "docker.host",
-		"%s is not an engine's address, such as unix:///var/run/docker.sock", quote(c.Docker.Host))
+	socket, local := strings.CutPrefix(c.Docker.Host, "unix://")
+	k.must(c.Docker.Host == "" || local && filepath.IsAbs(socket), "docker.host",
+		"%s is not a unix socket of this host, such as unix:///var/run/docker.sock: workspaces, agents and the firewall are on this host, and so must Docker be",
+		quote(c.Docker.Host))
+	for i, network := range c.Network.LAN {
+		p, ok := parseNetwork(network)
+		k.must(ok, item("network.lan", i), "%s is not an address or a network, such as 10.1.2.3 or 10.1.0.0/16", quote(network))
+		k.must(!ok || p == p.Masked(), item("network.lan", i), "%s has bits set beyond its length; %s is the network", quote(network), p.Masked())
+	}
 	k.must(slices.Contains(probes, c.GPUs.Probe), "gpus.probe",
 		"%s is not one of %s", quote(c.GPUs.Probe), strings.Join(probes, ", "))
 	k.must(c.GPUs.Simulated >= 0 && c.GPUs.Simulated <= 1024, "gpus.simulated", "must be 0 to 1024")
@@ -190,6 +198,15 @@ func (k *checker) machine(c *Config) {
 		}
 		k.must(false, key, "uids.first %d is more than uids.last %d", c.UIDs.First, c.UIDs.Last)
 	}
+}
+
+// parseNetwork reads an address or a network in CIDR notation.
+func parseNetwork(s string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), a.Zone() == "" && !a.Is4In6()
+	}
+	p, err := netip.ParsePrefix(s)
+	return p, err == nil && !p.Addr().Is4In6()
 }
 
 // notify checks who is told before a session ends.

@@ -3,7 +3,10 @@
 // is used.
 package config
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // A Config is one ds01.yaml. Load returns it complete: every setting the file
 // leaves out has its default. It is not changed after that, so that many may
@@ -22,6 +25,7 @@ type Config struct {
 	Build       Build              `yaml:"build"`
 	Agent       string             `yaml:"agent"`
 	Docker      Docker             `yaml:"docker"`
+	Network     Network            `yaml:"network"`
 	GPUs        GPUs               `yaml:"gpus"`
 	Patience    Duration           `yaml:"queue_patience"` // of a login without a terminal, in line for a GPU
 	UIDs        UIDs               `yaml:"uids"`
@@ -40,8 +44,23 @@ type Cache struct {
 
 // Docker says where the engine is, and what is asked of the host around it.
 type Docker struct {
-	Host     string `yaml:"host"`     // "" is $DOCKER_HOST or the local socket
-	Firewall bool   `yaml:"firewall"` // keep containers from the host by iptables
+	Host     string `yaml:"host"`     // unix:///…; "" is $DOCKER_HOST or the local socket
+	Firewall bool   `yaml:"firewall"` // keep containers from the host and its networks
+}
+
+// Network says what containers reach besides the internet.
+type Network struct {
+	LAN []string `yaml:"lan"` // addresses and networks around the host
+}
+
+// Prefixes returns the networks of LAN.
+func (n Network) Prefixes() (all []netip.Prefix) {
+	for _, s := range n.LAN {
+		if p, ok := parseNetwork(s); ok {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // Build bounds the building of projects' images.
@@ -184,6 +203,7 @@ func Default() *Config {
 		},
 		Build:    Build{Enabled: true, Timeout: Duration(30 * time.Minute), Memory: 8 << 30, Context: 1 << 30, AtOnce: 1},
 		Docker:   Docker{Firewall: true},
+		Network:  Network{LAN: []string{}},
 		GPUs:     GPUs{Probe: "auto", SimulatedMIG: []string{}},
 		Patience: Duration(2 * time.Minute),
 		UIDs:     UIDs{First: 200000, Last: 299999},

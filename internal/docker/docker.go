@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,11 +23,13 @@ import (
 	"unicode"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/firewall"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -36,12 +39,13 @@ const oldestAPI = "1.41"
 
 // Options say which engine a Runtime uses and as whom.
 type Options struct {
-	Host        string       // of the engine; "" is $DOCKER_HOST or the local socket
-	Instance    string       // this gateway's ID: several may share one engine
-	RunDir      string       // on this host, for the agents' sockets
-	AgentBinary string       // ds01-agent on this host, static
-	Firewall    bool         // keep containers from the host by iptables
-	Log         *slog.Logger // nil is slog.Default()
+	Host        string                // of the engine; "" is $DOCKER_HOST or the local socket
+	Instance    string                // this gateway's ID: several may share one engine
+	RunDir      string                // on this host, for the agents' sockets
+	AgentBinary string                // ds01-agent on this host, static
+	Firewall    bool                  // keep containers from the host and its networks; nothing is launched without
+	LAN         func() []netip.Prefix // the networks around the host that containers may reach; nil is none
+	Log         *slog.Logger          // nil is slog.Default()
 }
 
 // A Runtime makes sessions' containers on one Docker Engine.
@@ -51,7 +55,7 @@ type Runtime struct {
 	agents   string // directory with one directory per session
 	stages   string // directory with one per launch, for its mounts
 	binary   string
-	firewall bool
+	firewall *firewall.Firewall // nil if the site does without
 	log      *slog.Logger
 
 	networkName string        // networkName, save in tests
@@ -59,12 +63,12 @@ type Runtime struct {
 	allowed     []int         // CPUs that containers may have
 
 	mu      sync.Mutex
-	network map[string]string // IDs of networks by name, once known
-	groups  map[string]group  // by session, once known
-	pinned  map[string][]int  // CPUs, by session
-	looked  map[string]bool   // images that have nothing in the way of our mounts
-	cdi     []string          // CDI names that the engine was last heard to know
-	swept   bool              // containers of earlier builds are gone
+	network map[string]network.Summary // by name, once known
+	groups  map[string]group           // by session, once known
+	pinned  map[string][]int           // CPUs, by session
+	looked  map[string]bool            // images that have nothing in the way of our mounts
+	cdi     []string                   // CDI names that the engine was last heard to know
+	swept   bool                       // containers of earlier builds are gone
 
 	steps stepMemory
 }
@@ -75,7 +79,7 @@ func New(o Options) (*Runtime, error) {
 	if o.Host != "" {
 		host = client.WithHost(o.Host)
 	}
-	c, err := client.NewClientWithOpts(client.WithTLSClientConfigFromEnv(), host, client.WithAPIVersionNegotiation())
+	c, err := client.NewClientWithOpts(host, client.WithAPIVersionNegotiation())
 	if err != nil {
 		return nil, &fault.Error{
 			Exit: fault.ExitFailed,
@@ -84,9 +88,16 @@ func New(o Options) (*Runtime, error) {
 			Err:  err,
 		}
 	}
-	r := &Runtime{docker: c, instance: o.Instance, firewall: o.Firewall, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, pinned: map[string][]int{}, allowed: allowedCPUs(), looked: map[string]bool{}}
+	if u, err := client.ParseHostURL(c.DaemonHost()); err != nil || u.Scheme != "unix" {
+		return nil, fault.New(fault.ExitFailed, "set docker.host in ds01.yaml to something like unix:///var/run/docker.sock, and unset DOCKER_HOST",
+			"ds01 uses the Docker of this host, by its unix socket, and not %q", c.DaemonHost())
+	}
+	r := &Runtime{docker: c, instance: o.Instance, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, pinned: map[string][]int{}, allowed: allowedCPUs(), looked: map[string]bool{}}
 	if r.log == nil {
 		r.log = slog.Default()
+	}
+	if o.Firewall {
+		r.firewall = &firewall.Firewall{LAN: o.LAN, Log: r.log}
 	}
 	// The engine mounts these by their absolute names.
 	if r.binary, err = filepath.Abs(o.AgentBinary); err != nil {

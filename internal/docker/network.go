@@ -3,12 +3,14 @@ package docker
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
 
 	"github.com/ds01/ds01/internal/fault"
+	"github.com/ds01/ds01/internal/firewall"
 )
 
 const (
@@ -20,6 +22,9 @@ const (
 	buildSuffix = "-build"
 	// optionICC says whether containers on a bridge may speak to each other.
 	optionICC = "com.docker.network.bridge.enable_icc"
+	// optionBridge names a network's bridge on the host; without it, the engine
+	// does, by the network's ID.
+	optionBridge = "com.docker.network.bridge.name"
 )
 
 // ensureNetwork returns the ID of the containers' network, made if missing.
@@ -33,33 +38,71 @@ func (r *Runtime) ensureBuildNetwork(ctx context.Context) (string, error) {
 	return r.ensure(ctx, r.networkName+buildSuffix)
 }
 
+// ensure returns the ID of the network of that name, which is made if it is
+// missing, once the firewall around it is in place.
 func (r *Runtime) ensure(ctx context.Context, name string) (string, error) {
+	for again := false; ; again = true {
+		n, err := r.find(ctx, name)
+		if err != nil {
+			return "", err
+		}
+		if r.firewall != nil {
+			err = r.firewall.Hold(ctx, bridgeOf(n))
+		}
+		if err == nil || again {
+			return n.ID, err
+		}
+		r.forgetNetwork() // another may have taken its place
+	}
+}
+
+// find returns the network of that name, which is made if it is missing.
+func (r *Runtime) find(ctx context.Context, name string) (network.Summary, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if id := r.network[name]; id != "" {
-		return id, nil
+	if n, ok := r.network[name]; ok {
+		return n, nil
 	}
 	found, err := r.networks(ctx, name)
 	if err != nil {
-		return "", err
+		return network.Summary{}, err
 	}
 	if len(found) == 0 {
 		if found, err = r.createNetwork(ctx, name); err != nil {
-			return "", err
+			return network.Summary{}, err
 		}
 	}
 	if found[0].Options[optionICC] != "false" {
-		return "", fault.New(fault.ExitGateway, "remove it (docker network rm "+name+") and ds01 will make its own",
+		return network.Summary{}, fault.New(fault.ExitGateway, "remove it (docker network rm "+name+") and ds01 will make its own",
 			"the Docker network %s lets containers reach each other", name)
 	}
-	if r.firewall {
-		r.guard(ctx, found[0])
-	}
 	if r.network == nil {
-		r.network = map[string]string{}
+		r.network = map[string]network.Summary{}
 	}
-	r.network[name] = found[0].ID
-	return found[0].ID, nil
+	r.network[name] = found[0]
+	return found[0], nil
+}
+
+// bridgeOf returns what the host has of a network.
+func bridgeOf(n network.Summary) firewall.Bridge {
+	b := firewall.Bridge{Name: n.Options[optionBridge]}
+	if b.Name == "" {
+		b.Name = "br-" + n.ID[:min(12, len(n.ID))]
+	}
+	for _, c := range n.IPAM.Config {
+		if p, err := netip.ParsePrefix(c.Subnet); err == nil {
+			b.Subnets = append(b.Subnets, p)
+		}
+	}
+	return b
+}
+
+// WatchFirewall keeps the firewall around the containers' networks in place until
+// ctx ends.
+func (r *Runtime) WatchFirewall(ctx context.Context) {
+	if r.firewall != nil {
+		r.firewall.Watch(ctx)
+	}
 }
 
 // createNetwork makes the network and returns all of its name. Engines before
@@ -102,6 +145,11 @@ func (r *Runtime) networks(ctx context.Context, name string) ([]network.Summary,
 // forgetNetwork makes the next launch look for the network again.
 func (r *Runtime) forgetNetwork() {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.network {
+		if r.firewall != nil {
+			r.firewall.Forget(bridgeOf(n).Name)
+		}
+	}
 	r.network = nil
-	r.mu.Unlock()
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -98,9 +99,12 @@ func cmdContainers(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // An engine is a dockerd of the scenario's own, so that it can be stopped
-// without disturbing others.
+// without disturbing others. It is on a host of its own, as far as the network goes:
+// the gateway and its clients are there, too.
 type engine struct {
 	dir    string
+	net    string    // nsenter's argument for that host's network
+	leave  io.Closer // ends it
 	flags  []string
 	cmd    *exec.Cmd
 	loaded bool // it has the base image
@@ -120,6 +124,9 @@ func cmdEngine(ts *testscript.TestScript, neg bool, args []string) {
 		if w.engine == nil {
 			w.engine = &engine{dir: w.run + "/engine", flags: args[1:]}
 			ts.Check(os.Mkdir(w.engine.dir, 0o700))
+			ts.Check(w.engine.makeNet())
+			ts.Check(writeClient(w.work, "nsenter "+w.engine.net+" "))
+			ts.Setenv("HOSTNET", w.engine.net)
 		}
 		ts.Check(w.engine.start())
 		ts.Setenv("DOCKER_HOST", w.engine.host())
@@ -130,6 +137,27 @@ func cmdEngine(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("engine %s: no such verb", args[0])
 	}
+}
+
+// makeNet makes a network namespace, which lasts as long as the process in it.
+func (e *engine) makeNet() error {
+	cmd := exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec cat")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	e.leave = stdin
+	e.net = fmt.Sprintf("--net=/proc/%d/ns/net", cmd.Process.Pid)
+	_, err = io.ReadFull(stdout, make([]byte, len("up\n")))
+	go func() { _ = cmd.Wait() }() // it ends once stdin is closed
+	return err
 }
 
 func (e *engine) start() error {
@@ -146,9 +174,9 @@ func (e *engine) start() error {
 		"--containerd-namespace", "ds01-e2e", "--containerd-plugins-namespace", "ds01-e2e-plugins",
 		"--bridge", "none", "--iptables=false", "--default-address-pool", "base=10.213.0.0/16,size=24",
 	}, e.flags...)
-	// In a network namespace of its own: one that starts without a bridge
-	// removes docker0, which is the other's.
-	e.cmd = exec.Command("unshare", append([]string{"--net", "dockerd"}, flags...)...)
+	// One that starts without a bridge removes docker0, which is the other's, if it
+	// is on the same host.
+	e.cmd = exec.Command("nsenter", append([]string{e.net, "dockerd"}, flags...)...)
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {
 		return err
@@ -215,6 +243,7 @@ func (e *engine) stop(tb testing.TB) {
 	}
 	for syscall.Unmount(e.dir+"/data", 0) == nil {
 	}
+	_ = e.leave.Close()
 }
 
 // cmdDisk mounts a small file system of its own at DIR, for as long as the

@@ -78,6 +78,7 @@ func prepare(dir string) error {
 	for _, tool := range []string{
 		"ssh", "ssh-keygen", "tmux", "rsync", "git", "pscp", "plink", "puttygen", "dbclient", "lftp", "sshfs",
 		"rclone", "ansible-playbook", "node", "Xvfb", "xauth", "script",
+		"nft", "iptables", "ip", "nsenter",
 	} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return err

@@ -88,18 +88,19 @@ func setup(env *testscript.Env) error {
 			return err
 		}
 	}
-	return writeClient(env.WorkDir)
+	return writeClient(env.WorkDir, "")
 }
 
 // writeClient puts an ssh first in the PATH that is the system's own with
-// the scenario's configuration, so that stories read as people type.
-func writeClient(work string) error {
+// the scenario's configuration, so that stories read as people type. It runs under
+// prefix, a command.
+func writeClient(work, prefix string) error {
 	for _, name := range []string{"ssh", "scp", "sftp", "sshfs"} {
 		program, err := exec.LookPath(name)
 		if err != nil {
 			return err
 		}
-		wrapper := fmt.Sprintf("#!/bin/sh\nexec %s -F %s/ssh_config \"$@\"\n", program, work)
+		wrapper := fmt.Sprintf("#!/bin/sh\nexec %s%s -F %s/ssh_config \"$@\"\n", prefix, program, work)
 		if err := os.WriteFile(filepath.Join(work, "bin", name), []byte(wrapper), 0o755); err != nil {
 			return err
 		}
@@ -304,7 +305,11 @@ func (w *world) start(ts *testscript.TestScript) (addr string) {
 	before, err := log.Seek(0, 2)
 	ts.Check(err)
 
-	cmd := exec.Command(binDir+"/ds01", "serve", "--config", w.work+"/ds01.yaml")
+	argv := []string{binDir + "/ds01", "serve", "--config", w.work + "/ds01.yaml"}
+	if w.engine != nil {
+		argv = append([]string{"nsenter", w.engine.net}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(),
 		"DS01_FAULT="+ts.Getenv("DS01_FAULT"),
