@@ -77,6 +77,11 @@ type program struct {
 func (p *program) commands() *cobra.Command {
 	const onHost = "host"
 	root := console.Tree(p.pass)
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "doctor" {
+			cmd.RunE = p.doctor
+		}
+	}
 	root.AddGroup(&cobra.Group{ID: onHost, Title: "Commands on the host:"})
 	root.Version = version()
 	root.PersistentFlags().StringVar(&p.config, "config", "",

@@ -177,7 +177,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 	manager := &sessions.Manager{DB: d, Ledger: ledger, Probe: gpus, Settle: gpus.Settle, BusyGPUs: gpus.Busy, Fit: gpus.Fit(), CommandAs: keys.CommandAs, Boot: boot(), Runtime: engine, Builder: engine,
 		Log: h.log, Config: h.config.Load, Account: h.account, OnStep: onStep()}
 	backend := &console.Backend{Keys: h.keys, Sessions: manager, Ledger: ledger, GPUs: gpus,
-		DB: d, Log: h.log, Config: h.config.Load}
+		DB: d, Log: h.log, Config: h.config.Load, Doctor: h.examine}
 	manager.OnUp = h.inside(backend)
 	h.shield(c)
 	if err := manager.Start(ctx); err != nil {
@@ -310,13 +310,9 @@ func ignoreClosed(close func() error) func() error {
 // openEngine returns the Docker Engine. It need not run yet: a host may start it
 // after us, and until then logins are told.
 func (h *house) openEngine(ctx context.Context, c *config.Config, instance string) (*docker.Runtime, error) {
-	agent := c.Agent
-	if agent == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("find ds01-agent beside this program: %w", err)
-		}
-		agent = filepath.Join(filepath.Dir(self), "ds01-agent")
+	agent, err := agentBinary(c)
+	if err != nil {
+		return nil, err
 	}
 	engine, err := docker.New(docker.Options{
 		Host: c.Docker.Host, Instance: instance, RunDir: c.RunDir, AgentBinary: agent, Log: h.log,

@@ -14,6 +14,7 @@ const (
 // states are the words that stand out in a column of states.
 var states = map[string]string{
 	"active": green, "idle": yellow, "waiting": yellow, "launching": yellow, "retiring": red, "failed": red, "disabled": red,
+	"ok": green, "warn": yellow, "bad": red,
 }
 
 // look is how a cell looks in the column of that name.

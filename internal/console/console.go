@@ -18,6 +18,7 @@ import (
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/doctor"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
@@ -59,6 +60,7 @@ type Backend struct {
 	DB       *sql.DB
 	Log      *slog.Logger
 	Config   func() *config.Config // the settings in force
+	Doctor   func(context.Context) []doctor.Finding
 
 	screens screens // the terminals of those who ask now
 }

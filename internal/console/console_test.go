@@ -20,6 +20,7 @@ import (
 	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/db"
+	"github.com/ds01/ds01/internal/doctor"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/internal/observe"
 	"github.com/ds01/ds01/keys"
@@ -60,6 +61,9 @@ func backend(t *testing.T) *Backend {
 	b := &Backend{
 		Keys: keys.NewStore(d, 200000, 200999), Ledger: gpu.NewLedger(d), DB: d,
 		Log: slog.New(slog.DiscardHandler), Config: func() *config.Config { return cfg },
+		Doctor: func(context.Context) []doctor.Finding {
+			return []doctor.Finding{{Check: "clock", State: doctor.OK, Say: "kept right, to 20 ms"}}
+		},
 	}
 	t.Cleanup(func() { b.Keys.Close() })
 	b.watch(t, gpu.Quiet{Probe: gpu.Simulated(2)})

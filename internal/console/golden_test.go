@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ds01/ds01/internal/doctor"
 	"github.com/ds01/ds01/keys"
 )
 
@@ -147,6 +148,7 @@ var printing = []struct {
 	{"image build", "alice.notes --no-cache", imageJSON{}},
 	{"image list", "", []imageJSON{}},
 	{"gpu list", "", []heldJSON{}},
+	{"doctor", "", []doctor.Finding{}},
 	{"gpu take", "1 --reason noise", heldJSON{}},
 	{"gpu show", "1", shownJSON{}},
 	{"gpu return", "1", heldJSON{}},

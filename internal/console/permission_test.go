@@ -89,6 +89,7 @@ func TestPermissionMatrix(t *testing.T) {
 		"image list":       {"", 0, 0, 0, 0, 0, 0},
 		"image build":      {"alice.notes", 4, 4, 4, 5, 5, 4}, // there is no Dockerfile
 		"image delete":     {"alice.notes", 0, 0, 0, 5, 5, 4},
+		"doctor":           {"", 0, 0, 5, 5, 5, 5},
 		"debug profile":    {"heap", 0, 0, 5, 5, 5, 5},
 	}
 	for _, command := range leaves(new(call).tree()) {

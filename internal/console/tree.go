@@ -57,7 +57,7 @@ func (c *call) tree() *cobra.Command {
 	add(everybody, c.projects(), c.containers(), c.images(), c.gpus(), c.queue(), c.keys(), c.events(), c.containerListAlone())
 	add(admins, c.users(), c.debug())
 	add(everybody, c.whoami(), c.limits(), c.usage())
-	add(admins, c.drain(), c.broadcast())
+	add(admins, c.drain(), c.broadcast(), c.doctor())
 	return root
 }
 

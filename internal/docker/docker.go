@@ -10,7 +10,9 @@
 package docker
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -75,24 +77,12 @@ type Runtime struct {
 
 // New returns a Runtime. It does not speak to the engine yet; Check does.
 func New(o Options) (*Runtime, error) {
-	host := client.WithHostFromEnv()
-	if o.Host != "" {
-		host = client.WithHost(o.Host)
-	}
-	c, err := client.NewClientWithOpts(host, client.WithAPIVersionNegotiation())
+	r, err := connect(o.Host)
 	if err != nil {
-		return nil, &fault.Error{
-			Exit: fault.ExitFailed,
-			Say:  fmt.Sprintf("the Docker host %q cannot be used", o.Host),
-			Hint: "set docker.host in ds01.yaml to something like unix:///var/run/docker.sock",
-			Err:  err,
-		}
+		return nil, err
 	}
-	if u, err := client.ParseHostURL(c.DaemonHost()); err != nil || u.Scheme != "unix" {
-		return nil, fault.New(fault.ExitFailed, "set docker.host in ds01.yaml to something like unix:///var/run/docker.sock, and unset DOCKER_HOST",
-			"ds01 uses the Docker of this host, by its unix socket, and not %q", c.DaemonHost())
-	}
-	r := &Runtime{docker: c, instance: o.Instance, log: o.Log, networkName: networkName, patience: agentPatience, groups: map[string]group{}, pinned: map[string][]int{}, allowed: allowedCPUs(), looked: map[string]bool{}}
+	r.instance, r.log, r.patience = o.Instance, o.Log, agentPatience
+	r.groups, r.pinned, r.looked, r.allowed = map[string]group{}, map[string][]int{}, map[string]bool{}, allowedCPUs()
 	if r.log == nil {
 		r.log = slog.Default()
 	}
@@ -126,6 +116,19 @@ func New(o Options) (*Runtime, error) {
 		r.log.Warn("cannot take away what a killed ds01 left mounted", "dir", r.stages, "err", err)
 	}
 	return r, nil
+}
+
+// errNotLocal is an engine on another host, or one that cannot prove it is not.
+var errNotLocal = errors.New("not a unix socket of this host")
+
+// unusable returns the error for an engine that cannot be asked at host.
+func unusable(host string, err error) error {
+	return &fault.Error{
+		Exit: fault.ExitFailed,
+		Say:  fmt.Sprintf("the Docker host %q cannot be used", cmp.Or(host, os.Getenv(client.EnvOverrideHost))),
+		Hint: "set docker.host in ds01.yaml to something like unix:///var/run/docker.sock",
+		Err:  err,
+	}
 }
 
 // Close lets go of idle connections to the engine. Sessions go on.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
@@ -98,11 +99,20 @@ func bridgeOf(n network.Summary) firewall.Bridge {
 }
 
 // WatchFirewall keeps the firewall around the containers' networks in place until
-// ctx ends.
+// ctx ends. Docker may come up after us, with containers of an earlier run.
 func (r *Runtime) WatchFirewall(ctx context.Context) {
-	if r.firewall != nil {
-		r.firewall.Watch(ctx)
+	if r.firewall == nil {
+		return
 	}
+	const again = 10 * time.Second
+	for r.HoldFirewall(ctx) != nil { // Hold logs what is wrong
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
+	r.firewall.Watch(ctx)
 }
 
 // createNetwork makes the network and returns all of its name. Engines before

@@ -168,6 +168,38 @@ func (f *Firewall) list(ctx context.Context, b Bridge) (listed string, err error
 	return listed, nil
 }
 
+// Compare returns in what the kernel's tables for b differ from what they should be,
+// as an error, or nil. It changes nothing: it has nft load the tables in a network of
+// their own, and list them there.
+func (f *Firewall) Compare(ctx context.Context, b Bridge) error {
+	found, err := f.hostInterfaces()
+	if err != nil {
+		return fmt.Errorf("list the host's interfaces: %w", err)
+	}
+	if _, ok := found[b.Name]; !ok {
+		return fmt.Errorf("the bridge %s is not on this host: Docker has its network somewhere else", b.Name)
+	}
+	p := plan{bridge: b, around: around(found, b.Name)}
+	if f.LAN != nil {
+		p.lan = f.LAN()
+	}
+	now, err := f.list(ctx, b)
+	if err != nil {
+		return fmt.Errorf("the tables %s are missing: %w", b.Table(), err)
+	}
+	const elsewhere = `PATH=$PATH:/usr/sbin:/sbin; nft -f - && nft -s list table inet "$1" && nft -s list table bridge "$1"`
+	for _, v := range variants {
+		var want string
+		if want, err = f.program()(ctx, p.script(v), "unshare", "--net", "sh", "-c", elsewhere, "sh", b.Table()); err == nil {
+			if want != now {
+				return fmt.Errorf("the tables %s are not as ds01 makes them", b.Table())
+			}
+			return nil
+		}
+	}
+	return err
+}
+
 // removeStale removes the tables of bridges that are gone.
 func (f *Firewall) removeStale(ctx context.Context, found map[string][]netip.Prefix) {
 	tables, err := f.nft(ctx, "", "list", "tables")
@@ -211,12 +243,16 @@ func (f *Firewall) watch(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
-// look holds every wall that is known.
+// look holds every wall that is known, of bridges that are there: when Docker's
+// network is removed, its bridge goes.
 func (f *Firewall) look(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	found, err := f.hostInterfaces()
 	for _, name := range slices.Sorted(maps.Keys(f.walls)) {
-		_ = f.hold(ctx, f.walls[name]) // it logs, and the next launch is refused
+		if _, ok := found[name]; ok || err != nil {
+			_ = f.hold(ctx, f.walls[name]) // it logs, and the next launch is refused
+		}
 	}
 }
 
@@ -236,11 +272,15 @@ func (f *Firewall) log() *slog.Logger {
 
 // nft runs nft and returns what it prints.
 func (f *Firewall) nft(ctx context.Context, stdin string, args ...string) (string, error) {
-	run := f.run
-	if run == nil {
-		run = command
+	return f.program()(ctx, stdin, append([]string{"nft"}, args...)...)
+}
+
+// program returns what runs programs.
+func (f *Firewall) program() func(ctx context.Context, stdin string, argv ...string) (string, error) {
+	if f.run == nil {
+		return command
 	}
-	return run(ctx, stdin, append([]string{"nft"}, args...)...)
+	return f.run
 }
 
 // command runs a program, which may be where only root's PATH leads.

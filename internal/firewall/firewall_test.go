@@ -321,7 +321,7 @@ func TestFlushes(t *testing.T) {
 	l := newLab(t)
 	l.hold()
 	table := l.bridge.Table()
-	for _, flush := range []string{
+	for i, flush := range []string{
 		"nft flush ruleset",
 		"iptables -F; iptables -X; iptables -t nat -F; iptables -P FORWARD ACCEPT; ip6tables -F", // none of ours
 		"nft delete table inet " + table,
@@ -336,7 +336,13 @@ func TestFlushes(t *testing.T) {
 		"nft flush ruleset; nft add table inet " + table + "; nft add table bridge " + table,
 	} {
 		l.onHost(flush)
+		if err := l.Compare(t.Context(), l.bridge); (err == nil) != (i == 1) {
+			t.Errorf("after %s, the doctor finds %v", flush, err)
+		}
 		l.hold()
+		if err := l.Compare(t.Context(), l.bridge); err != nil {
+			t.Errorf("after %s, and once all is back: %v", flush, err)
+		}
 		l.walled("after " + flush)
 	}
 	if n := strings.Count(l.log.String(), "another program had changed the firewall"); n != 11 {
@@ -375,8 +381,13 @@ func TestLAN(t *testing.T) {
 	l.says("a high port is nobody's", "A", lanServer+",5000", "10.9.0.1:5000")
 	l.says("the host's address in network.lan", "A", "10.9.0.1:22", "refused")
 
-	lan = prefixes("0.0.0.0/0")
+	lan = prefixes("10.9.0.0/25 10.9.0.128/25")
 	l.hold()
+	l.says("one of two neighbours", "A", lanServer, "10.9.0.1:")
+
+	lan = prefixes("0.0.0.0/0 ::/0")
+	l.hold()
+	l.says("all of IPv6", "A", "[fd00:9::2]:2049", "[fd00:9::1]:")
 	l.says("all of IPv4", "A", campus, "141.0.9.1:")
 	l.says("all of IPv4", "A", metadata, "refused")
 	lan = nil

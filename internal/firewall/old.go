@@ -8,10 +8,7 @@ import (
 // removeOld removes what earlier versions of ds01 told iptables about b: the chain
 // DS01, which the table replaces, and the rules that lead there.
 func (f *Firewall) removeOld(ctx context.Context, b Bridge) {
-	run := f.run
-	if run == nil {
-		run = command
-	}
+	run := f.program()
 	rules, err := run(ctx, "", "iptables", "-w", "-S")
 	if err != nil || !strings.Contains(rules, "-N DS01\n") {
 		return

@@ -23,13 +23,6 @@ func prefixes(s string) (all []netip.Prefix) {
 	return all
 }
 
-// Special reports whether containers can never reach p, whatever network.lan says.
-func Special(p netip.Prefix) bool {
-	return slices.ContainsFunc(append(prefixes("127.0.0.0/8 ::1/128 224.0.0.0/4 ff00::/8"), never...), func(n netip.Prefix) bool {
-		return n.Bits() <= p.Bits() && n.Contains(p.Addr())
-	})
-}
-
 // around returns the networks that the host itself is in, by its interfaces'
 // addresses, unless they are private anyway: a campus gives public addresses to
 // its servers, and those are its LAN.

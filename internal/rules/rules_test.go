@@ -25,7 +25,7 @@ const (
 var mayImport = map[string][]string{
 	"cmd/ds01": {
 		"gateway", "sessions", "gpu", "keys", "internal/config", "internal/console", "internal/db",
-		"internal/docker", "internal/door", "internal/fault", "internal/fdmsg", "internal/nvml", "internal/observe",
+		"internal/docker", "internal/doctor", "internal/door", "internal/fault", "internal/fdmsg", "internal/nvml", "internal/observe",
 	},
 	"cmd/ds01-agent":        {"internal/agent", "internal/door", "internal/fault", "internal/transfer"},
 	"gateway":               {"sessions", "keys", "internal/config", "internal/fault", "internal/observe"},
@@ -33,10 +33,11 @@ var mayImport = map[string][]string{
 	"internal/agent":        {"internal/fault", "internal/fdmsg"},
 	"internal/bench":        {"internal/db"},
 	"internal/config":       {},
-	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/db", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
+	"internal/console":      {"sessions", "gpu", "keys", "internal/config", "internal/db", "internal/doctor", "internal/door", "internal/fault", "internal/fdmsg", "internal/observe"},
 	"internal/db":           {},
-	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/dockerfile", "internal/fault", "internal/firewall"},
+	"internal/docker":       {"sessions", "gpu", "internal/agent", "internal/config", "internal/dockerfile", "internal/doctor", "internal/fault", "internal/firewall"},
 	"internal/dockerfile":   {"internal/fault"},
+	"internal/doctor":       {"internal/config"},
 	"internal/door":         {"internal/fault", "internal/fdmsg"},
 	"internal/e2e":          {},
 	"internal/fault":        {},
