@@ -139,14 +139,18 @@ func mounts(all []mounted) []mount.Mount {
 }
 
 // sysctls gives localhost its second address: the engine takes IPv6 away from
-// containers on networks without it, and ::1 with it, though /etc/hosts has it. And
-// it keeps the ports below 1024 for root, as hosts do: other hosts believe that.
+// containers on networks without it, and ::1 with it, though /etc/hosts has it.
 func sysctls(h host) map[string]string {
-	all := map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024"}
+	all := lowPorts()
 	if h.Exists("/proc/sys/net/ipv6/conf/lo") { // else it is not in the kernel
 		all["net.ipv6.conf.lo.disable_ipv6"] = "0"
 	}
 	return all
+}
+
+// lowPorts keeps the ports below 1024 for root, as hosts do: other hosts believe that.
+func lowPorts() map[string]string {
+	return map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024"}
 }
 
 // resources returns the limits of the create call.

@@ -94,7 +94,7 @@ func (g *building) stepConfig(ctx context.Context, s *stage, do dockerfile.Actio
 		res.Ulimits = []*units.Ulimit{{Name: "nofile", Soft: n, Hard: n}}
 	}
 	host := &containers.HostConfig{
-		NetworkMode: containers.NetworkMode(network), IpcMode: containers.IPCModePrivate, Init: &noInit,
+		NetworkMode: containers.NetworkMode(network), IpcMode: containers.IPCModePrivate, Init: &noInit, Sysctls: lowPorts(),
 		CapDrop: rootCapDrop, SecurityOpt: []string{"no-new-privileges"},
 		LogConfig: containers.LogConfig{Type: "none"}, // what it says is read as it comes
 		Resources: res,

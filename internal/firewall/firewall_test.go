@@ -80,7 +80,7 @@ func dial(to string, patience time.Duration) string {
 	case err == nil:
 	case strings.Contains(err.Error(), "refused"):
 		return "refused"
-	case strings.Contains(err.Error(), "timeout"):
+	case strings.Contains(err.Error(), "timeout"), strings.Contains(err.Error(), "no route"):
 		return "no answer"
 	default:
 		return err.Error()
