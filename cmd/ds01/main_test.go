@@ -130,7 +130,7 @@ func TestWithoutAGateway(t *testing.T) {
 		{"", 0, "ds01 is a gateway", ""},
 		{"--help", 0, "ds01 is a gateway", ""},
 		{"help serve", 0, "Runs until SIGTERM", ""},
-		{"user add --help", 0, "Without --uid", ""},
+		{"user add --help", 0, "NAME may be as a directory has it", ""},
 		{"--version", 0, "ds01 version ", ""},
 		{"completion bash", 0, "# bash completion", ""},
 		{"__complete serv", 0, "serve\t", "Completion ended"},
