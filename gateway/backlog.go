@@ -24,6 +24,19 @@ type backlog struct {
 	mu    sync.Mutex
 	room  sync.Cond
 	bytes int64
+	asked int64 // bytes of commands and their variables, of all channels
+}
+
+// reserve counts n bytes more that channels keep for their commands. It returns
+// false, and counts nothing, if that is too much.
+func (b *backlog) reserve(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n > 0 && b.asked+int64(n) > maxAsked {
+		return false
+	}
+	b.asked += int64(n)
+	return true
 }
 
 // An inflow is one connection's part of its user's backlog. It counts from the

@@ -50,13 +50,13 @@ type channel struct {
 	work   sync.WaitGroup // all goroutines of the channel
 
 	// The request loop's, until it has started serve.
-	cmd      sessions.Command
-	shell    bool // asked for by shell, not exec
-	envBytes int
-	started  bool
-	pty      bool // cmd.PTY != nil; does not change after the start
-	agent    bool // the client's ssh-agent is wanted
-	x11      *x11 // the client's display, if wanted
+	cmd     sessions.Command
+	shell   bool // asked for by shell, not exec
+	asked   int  // bytes of cmd that count against the user's maxAsked
+	started bool
+	pty     bool // cmd.PTY != nil; does not change after the start
+	agent   bool // the client's ssh-agent is wanted
+	x11     *x11 // the client's display, if wanted
 
 	// From the request loop, which never waits, to the command.
 	resize  chan sessions.Size // holds the newest size nobody has read
@@ -68,6 +68,8 @@ type channel struct {
 	typed chan []byte // what a person types; nil without a PTY
 	kept  []byte      // typed ahead of the command
 	ran   bool        // a command has begun, and may have changed the terminal
+
+	exitSent bool // the client knows how its command ended
 
 	notices chan string // for the command's terminal to show; holds some
 
@@ -123,6 +125,7 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 		ch.sc, ch.ours = sc, isOpenSSH(string(sc.ClientVersion()))
 		defer ch.work.Wait()
 		defer ch.cancel(errChannelClosed)
+		defer func() { c.in.all.reserve(-ch.asked) }()
 		ch.requests(reqs)
 	}, func() { _ = c.Close() }) // nobody reads the channel's requests any more, which would stall the connection
 }
@@ -182,7 +185,7 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 		return true
 	case "exec":
 		line, err := parseCommand(req.Payload)
-		if err != nil || ch.started {
+		if err != nil || ch.started || !ch.reserve(len(line)) {
 			return false
 		}
 		if line == "" {
@@ -259,11 +262,23 @@ func (ch *channel) setEnv(payload []byte) bool {
 	if err != nil || ch.started || !envAccepted(ch.conn.s.Config().SSH.AcceptEnv, name) {
 		return false
 	}
-	ch.envBytes += len(name) + len(value) + 2
-	if len(ch.cmd.Env) >= maxEnvVars || ch.envBytes > maxEnvBytes {
+	// The variable that goes beyond the limit arrives: the kernel refuses them all
+	// together, and its words are better than a variable that is missing.
+	size := len(name) + len(value) + 2
+	if len(ch.cmd.Env) >= maxEnvVars || ch.asked > maxEnvBytes || !ch.reserve(size) {
 		return false
 	}
 	ch.cmd.Env = append(ch.cmd.Env, name+"="+value)
+	return true
+}
+
+// reserve counts n bytes more that the channel keeps for its command, unless its
+// user has too many already.
+func (ch *channel) reserve(n int) bool {
+	if !ch.conn.in.all.reserve(n) {
+		return false
+	}
+	ch.asked += n
 	return true
 }
 
@@ -310,7 +325,7 @@ func (ch *channel) because(err error) error {
 func (ch *channel) enter() (sessions.Exit, error) {
 	// A connection may be days old.
 	if ch.conn.s.revoked(ch.ctx, ch.who, ch.log) {
-		ch.conn.stop(errRevoked)
+		ch.conn.evict(errRevoked)
 		return sessions.Exit{}, errRevoked
 	}
 	if ch.who.login == ch.conn.s.Config().ControlName {
@@ -340,14 +355,23 @@ func (ch *channel) gone() bool {
 // end closes the channel, once all output has been written. Exit-status goes
 // before EOF: some clients stop listening at EOF and report success.
 func (ch *channel) end(exit sessions.Exit) {
+	ch.sendExit(exit)
+	ch.sendEOF()
+	_ = ch.Close()
+}
+
+// sendExit tells the client how its command ended, once.
+func (ch *channel) sendExit(exit sessions.Exit) {
+	if ch.exitSent {
+		return
+	}
+	ch.exitSent = true
 	// Errors mean that the client is gone, which its request loop notices.
 	if exit.Signal != "" {
 		_, _ = ch.SendRequest("exit-signal", false, exitSignal(exit))
 	} else {
 		_, _ = ch.SendRequest("exit-status", false, gossh.Marshal(struct{ Status uint32 }{uint32(exit.Code)})) // #nosec G115 -- as the protocol wants it
 	}
-	ch.sendEOF()
-	_ = ch.Close()
 }
 
 // sendEOF tells the client that no more output comes. Where somebody still

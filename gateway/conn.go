@@ -56,8 +56,9 @@ type conn struct {
 	sealed bool           // whether Write may hold a packet's head back; set before the key exchange
 	head   *[4 << 10]byte // one that is held back, or nil; the library's writer's
 
-	ctx  context.Context // ends with the connection or before, for a reason
-	stop context.CancelCauseFunc
+	ctx     context.Context // ends with the connection or before, for a reason
+	stop    context.CancelCauseFunc
+	evicted atomic.Bool // its user may not be here any more
 
 	startup sync.Once     // gives back its place among the unauthenticated
 	closing sync.Once     // closes the socket
@@ -193,6 +194,14 @@ func (c *conn) Close() error {
 	return nil
 }
 
+// evict ends a connection whose user may not be here any more. Their commands
+// are hung up on. Other ends of a connection leave commands without a terminal
+// alone, as sshd does.
+func (c *conn) evict(why error) {
+	c.evicted.Store(true)
+	c.stop(why)
+}
+
 // triedAs notes a refused key, for the log alone.
 func (c *conn) triedAs(login string) {
 	c.tries.Add(1)
@@ -309,7 +318,7 @@ func (c *conn) keepAlive(every time.Duration) {
 		}
 		look = false
 		if who, err := identityOf(sc); err != nil || c.s.revoked(c.ctx, who, c.log) {
-			c.stop(errRevoked)
+			c.evict(errRevoked)
 			return
 		}
 	}

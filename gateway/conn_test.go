@@ -83,8 +83,9 @@ func TestDeadPeer(t *testing.T) {
 	stdout, err := session.StdoutPipe()
 	must(t, err)
 	mark := filepath.Join(t.TempDir(), "mark")
+	must(t, session.RequestPty("xterm", 24, 80, nil))
 	must(t, session.Start("trap 'echo hung up > "+mark+"; exit' HUP; echo ready; while :; do sleep 0.02; done"))
-	_, err = io.ReadFull(stdout, make([]byte, len("ready\n")))
+	_, err = io.ReadFull(stdout, make([]byte, len("ready\r\n")))
 	must(t, err)
 
 	died := time.Now()

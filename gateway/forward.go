@@ -88,7 +88,7 @@ func (c *conn) reach(ctx context.Context, sc *gossh.ServerConn, allowed func(con
 	}
 	switch {
 	case c.s.revoked(ctx, who, c.log): // a connection may be days old
-		c.stop(errRevoked)
+		c.evict(errRevoked)
 		return nil, errRevoked
 	case who.login == c.s.Config().ControlName:
 		return nil, errNotProject

@@ -100,12 +100,12 @@ func (c *conn) attach(ctx context.Context, h *hold, p sessions.Project, attach a
 		case <-h.att.Ended():
 			select {
 			case why := <-h.att.Revoked():
-				c.stop(why)
+				c.evict(why)
 			default:
 			}
 			return
 		case why := <-h.att.Revoked(): // its other channels, too, were let in as what their user is no more
-			c.stop(why)
+			c.evict(why)
 			return
 		case <-ctx.Done():
 			return

@@ -17,7 +17,8 @@ const (
 	maxAuthTries = 20        // keys offered: people have many in their agents
 	maxChannels  = 256       // on one connection: JetBrains opens dozens
 	maxEnvVars   = 128       // per channel, as OpenSSH
-	maxEnvBytes  = 32 << 10  // per channel, names and values
+	maxEnvBytes  = 2 << 20   // per channel, and one variable more: the kernel takes no more
+	maxAsked     = 16 << 20  // bytes of commands and variables, over all of a user's channels
 	maxTyped     = 4 << 10   // bytes kept of what is typed ahead of the shell
 	maxUserName  = 80        // bytes of a login name that are logged or shown
 	maxDrain     = 256 << 10 // bytes read from a terminal after its program's end; its buffers hold less

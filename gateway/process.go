@@ -22,6 +22,9 @@ const (
 	// drainTime is how long a terminal must have been silent after its
 	// program's end, to be taken for empty, while others hold it open.
 	drainTime = 100 * time.Millisecond
+	// stallTime is how long a client may take nothing of what a program wrote
+	// before its end, until it hears of the end nevertheless.
+	stallTime = time.Second
 )
 
 // Buffers are for copying. A packet carries 32 KiB at most; but most channels
@@ -99,7 +102,12 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	default:
 		return sessions.Exit{}, err
 	}
-	defer func() { _ = proc.Close() }() // a hang-up for what still runs
+	defer func() {
+		if ch.conn.evicted.Load() {
+			_ = proc.Signal("HUP")
+		}
+		_ = proc.Close() // hangs up a terminal; without one, what still runs goes on
+	}()
 	ch.ran = true
 
 	r := &running{Process: proc, att: a, began: time.Now(), drained: make(chan struct{}), ended: make(chan ending, 1)}
@@ -114,7 +122,8 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	var outputs sync.WaitGroup
 	ch.spawnIn(&outputs, func() { ch.drain(r) })
 	if !ch.pty {
-		ch.spawnIn(&outputs, func() { _, _ = carry(&ch.errs, proc.Stderr(), a.Carried) }) // ends with the channel or whoever closed it
+		carried := func(n int) { a.Carried(n); r.read.Add(int64(n)) }
+		ch.spawnIn(&outputs, func() { _, _ = carry(&ch.errs, proc.Stderr(), carried) }) // ends with the channel or whoever closed it
 	}
 	ch.spawn(func() { outputs.Wait(); close(r.drained) })
 	return ch.await(a, r)
@@ -140,7 +149,7 @@ type running struct {
 	ended   chan ending
 
 	reading atomic.Int64 // since when the terminal's reader waits, in nanoseconds after began; 0 if it does not
-	read    atomic.Int64 // bytes it has got
+	read    atomic.Int64 // bytes of output that have been read
 }
 
 // An ending is what Process.Wait returned.
@@ -150,11 +159,13 @@ type ending struct {
 }
 
 // await returns how r ended: once it has exited and all its output is written,
-// or for the reason why it is given up.
+// or for the reason why it is given up. The client of a command without a
+// terminal hears of the exit at once. Whoever holds the pipes keeps the channel.
 func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, error) {
 	drained, ended := r.drained, r.ended
 	var exit sessions.Exit
 	var linger, check <-chan time.Time
+	var told <-chan struct{} // nil before the exit, and once the client knows of it
 	var exited time.Duration
 	var readThen int64
 	for {
@@ -178,24 +189,49 @@ func (ch *channel) await(a *sessions.Attachment, r *running) (sessions.Exit, err
 			if drained == nil {
 				return exit, nil
 			}
-			if ch.pty { // without one, whoever holds the pipes keeps the channel, as at sshd
-				exited, readThen = time.Since(r.began), r.read.Load()
-				tick := time.NewTicker(drainTime / 5)
-				defer tick.Stop()
-				check = tick.C
+			exited, readThen = time.Since(r.began), r.read.Load()
+			every := drainTime / 5
+			if !ch.pty {
+				told, every = r.Drained(), stallTime
 			}
+			tick := time.NewTicker(every)
+			defer tick.Stop()
+			check = tick.C
+		case <-told:
+			ch.tellExit(r, exit)
+			told, check = nil, nil
 		case <-check:
-			since := max(time.Duration(r.reading.Load()), exited)
-			waits := r.reading.Load() != 0 && time.Since(r.began)-since > drainTime
-			if waits || r.read.Load()-readThen > maxDrain {
-				return exit, nil
+			if ch.pty {
+				since := max(time.Duration(r.reading.Load()), exited)
+				waits := r.reading.Load() != 0 && time.Since(r.began)-since > drainTime
+				if waits || r.read.Load()-readThen > maxDrain {
+					return exit, nil
+				}
+			} else if read := r.read.Load(); read != readThen {
+				readThen = read
+			} else {
+				ch.tellExit(r, exit)
+				told, check = nil, nil
 			}
 		case <-a.Ended():
+			if ch.exitSent {
+				return exit, nil
+			}
 			return exit, ch.lost(a, r)
 		case <-ch.ctx.Done():
 			return exit, context.Cause(ch.ctx)
 		}
 	}
+}
+
+// tellExit tells the client how r ended while others hold its pipes, as sshd
+// does: they may write on, but what is sent to them is thrown away.
+func (ch *channel) tellExit(r *running, exit sessions.Exit) {
+	ch.sendExit(exit)
+	if ch.ours {
+		_, _ = ch.SendRequest("eow@openssh.com", false, nil)
+	}
+	_ = r.Stdin().Close() // it may be closed already
 }
 
 // lost returns the error of a channel whose container is gone, once what the

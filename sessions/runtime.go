@@ -239,8 +239,13 @@ type Process interface {
 	// goroutine, once.
 	Wait() (Exit, error)
 
-	// Close lets go of the command: what still runs is hung up on (SIGHUP), as
-	// when a terminal is closed. All descriptors are closed.
+	// Drained is closed once the command has ended and a reader of Stdout and
+	// Stderr has taken all that it wrote before, and asks for more. What the
+	// command left behind may write on. It is for commands without a PTY.
+	Drained() <-chan struct{}
+
+	// Close lets go of the command and closes all descriptors. The processes
+	// of a PTY are hung up on (SIGHUP). Others run on, and their pipes break.
 	Close() error
 }
 

@@ -164,13 +164,15 @@ type Kind string
 
 // The kinds of failure. Whatever else an agent says is Other.
 const (
-	Refused  Kind = "refused"   // nobody listens there
-	NotFound Kind = "not found" // no such program, host, path
-	Timeout  Kind = "timeout"
-	Denied   Kind = "denied" // the user may not
-	InUse    Kind = "in use" // the address to listen at
-	Busy     Kind = "busy"   // too much at once
-	Other    Kind = "other"
+	Refused   Kind = "refused"   // nobody listens there
+	NotFound  Kind = "not found" // no such program, host, path
+	Timeout   Kind = "timeout"
+	Denied    Kind = "denied"    // the user may not
+	InUse     Kind = "in use"    // the address to listen at
+	Busy      Kind = "busy"      // too much at once
+	Processes Kind = "processes" // the session has as many as it may
+	Terminals Kind = "terminals" // the session has as many as it may
+	Other     Kind = "other"
 )
 
 // An Error is what the agent says about a request that failed. Its text comes
@@ -192,7 +194,7 @@ func (e *Error) clean() *Error {
 	}
 	text = strings.Map(printable, text)
 	switch e.Kind {
-	case Refused, NotFound, Timeout, Denied, InUse, Busy:
+	case Refused, NotFound, Timeout, Denied, InUse, Busy, Processes, Terminals:
 		return &Error{Kind: e.Kind, Text: text}
 	}
 	return &Error{Kind: Other, Text: text}

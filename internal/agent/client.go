@@ -50,7 +50,16 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (*Process, error) {
 	if cmd.PTY != nil {
 		start = c.execPTY
 	}
-	p, err := start(ctx, request{Op: opExec, Command: toWire(cmd)})
+	req := request{Op: opExec, Command: toWire(cmd)}
+	packed, err := req.Command.pack()
+	if err != nil {
+		return nil, err
+	}
+	if packed != nil {
+		defer packed.Close()
+		req.Command, req.Large = nil, true
+	}
+	p, err := start(ctx, req, packed)
 	if err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}

@@ -41,13 +41,25 @@ func (s *Server) exec(conn *fdmsg.Conn, cmd Command, files []*os.File) {
 		s.answer(conn, &Error{Kind: Other, Text: "a command wants three streams"})
 		return
 	}
+	if t == nil {
+		s.givePipes(files)
+	}
 	c, err := s.start(cmd, files, t)
+	unable, ok := errors.AsType[*shellError](err)
+	if ok {
+		_, _ = fmt.Fprintln(files[2], unable) // an empty pipe takes it
+		err = nil
+	}
 	// From here on only the command holds its streams, and only the gateway
 	// its terminal: EOF and hangup depend on that.
 	closeFiles(files...)
 	s.answer(conn, err, answered...)
 	t.close()
-	if err != nil {
+	switch {
+	case err != nil:
+		return
+	case unable != nil:
+		_ = send(conn, exited{Exited: &Exit{Code: unable.exit()}})
 		return
 	}
 	// A gateway that did not get the answer has closed, as Recv will tell.
@@ -57,15 +69,47 @@ func (s *Server) exec(conn *fdmsg.Conn, cmd Command, files []*os.File) {
 	for {
 		var m control
 		if _, err := conn.Recv(&m, 0); err != nil {
-			break
+			return // the command goes on, as at sshd; one with a terminal is hung up on by the kernel
 		}
 		if sig, ok := signals[m.Signal]; ok {
 			c.signal(sig)
 		}
 	}
-	if t == nil {
-		c.hangup()
+}
+
+// givePipes makes the user the owner of a command's pipes. Programs may then
+// open them by name, such as /dev/stderr.
+func (s *Server) givePipes(files []*os.File) {
+	for _, f := range files {
+		fi, err := f.Stat()
+		if err == nil && fi.Mode().Type() == os.ModeNamedPipe {
+			err = f.Chown(s.who.uid, s.who.gid)
+		}
+		if err != nil {
+			s.Log.Warn("give a pipe to the user", "err", err)
+		}
 	}
+}
+
+// A shellError is what the kernel says to the start of the user's shell.
+type shellError struct {
+	shell string
+	errno syscall.Errno
+}
+
+// Error returns the line that perror(3) would print.
+func (e *shellError) Error() string {
+	text := e.errno.Error()
+	return e.shell + ": " + strings.ToUpper(text[:1]) + text[1:]
+}
+
+// exit returns the status that a shell gives to such a command (POSIX, Shell
+// Command Language, 2.8.2).
+func (e *shellError) exit() int {
+	if e.errno == unix.ENOENT {
+		return 127
+	}
+	return 126
 }
 
 // start starts cmd with files as its streams.
@@ -115,11 +159,23 @@ func (s *Server) run(cmd Command, files []*os.File, t *terminal) (*child, error)
 		}
 		dirErr := s.enterable(attr.Dir)
 		if dirErr == nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, startError(cmd, path, err)
 		}
 		err = dirErr
 	}
 	return nil, err
+}
+
+// startError says why the program at path could not be started for cmd.
+func startError(cmd Command, path string, err error) error {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	switch {
+	case errno == unix.EAGAIN:
+		return &Error{Kind: Processes, Text: path + ": " + errno.Error()}
+	case ok && len(cmd.Args) == 0:
+		return &shellError{shell: path, errno: errno}
+	}
+	return fmt.Errorf("%s: %w", path, err)
 }
 
 // startOnRetire starts the user's program for when the container ends, if there

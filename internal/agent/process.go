@@ -25,46 +25,71 @@ const (
 )
 
 // A Process is a command that runs in the container. Its streams are local
-// descriptors. Methods may be called concurrently, save as Wait says.
+// descriptors. Methods may be called concurrently.
 type Process struct {
-	conn                  *fdmsg.Conn
-	stdin, stdout, stderr *os.File // pipes
-	terminal              *tty     // nil without a PTY
+	conn           *fdmsg.Conn
+	stdin          *os.File // a pipe, as are the outputs
+	stdout, stderr *output
+	terminal       *tty // nil without a PTY
 
 	done    chan struct{} // closed once exit and err are set
 	exit    Exit
 	err     error
 	closing sync.Once
+
+	behind  atomic.Int32  // streams with output from before the end that nobody has read
+	drained chan struct{} // closed when there are none
+}
+
+func newProcess(streams int32) *Process {
+	p := &Process{done: make(chan struct{}), drained: make(chan struct{})}
+	p.behind.Store(streams)
+	return p
+}
+
+// caughtUp notes that one more stream has given what was written before the end.
+func (p *Process) caughtUp() {
+	if p.behind.Add(-1) == 0 {
+		close(p.drained)
+	}
 }
 
 // execPipes starts a command without terminal. The pipes are made here, so
 // that the container shares no status flags with our ends.
-func (c *Client) execPipes(ctx context.Context, req request) (_ *Process, err error) {
-	p := &Process{done: make(chan struct{})}
-	far := make([]*os.File, 0, 3)
+func (c *Client) execPipes(ctx context.Context, req request, packed *os.File) (_ *Process, err error) {
+	var near, far [3]*os.File
 	defer func() {
-		closeFiles(far...)
+		closeFiles(far[:]...)
 		if err != nil {
-			closeFiles(p.stdin, p.stdout, p.stderr)
+			closeFiles(near[:]...)
 		}
 	}()
-	for _, near := range []**os.File{&p.stdin, &p.stdout, &p.stderr} {
-		r, w, err := pipe(near == &p.stdin)
+	for i := range near {
+		r, w, err := pipe(i == 0)
 		if err != nil {
 			return nil, err
 		}
-		if near == &p.stdin {
-			*near, far = w, append(far, r)
-		} else {
-			*near, far = r, append(far, w)
+		near[i], far[i] = r, w
+		if i == 0 {
+			near[i], far[i] = w, r
 		}
 	}
-	a, err := c.ask(ctx, req, far, 0)
+	a, err := c.ask(ctx, req, with(far[:], packed), 0)
 	if err != nil {
 		return nil, err
 	}
-	p.conn = a.conn
+	p := newProcess(2)
+	p.conn, p.stdin = a.conn, near[0]
+	p.stdout, p.stderr = newOutput(near[1], p), newOutput(near[2], p)
 	return p, nil
+}
+
+// with returns files and f, if that is one.
+func with(files []*os.File, f *os.File) []*os.File {
+	if f == nil {
+		return files
+	}
+	return append(files[:len(files):len(files)], f)
 }
 
 // pipe returns a pipe whose one end is ours: nonblocking, so that it can be
@@ -85,8 +110,8 @@ func pipe(oursWrites bool) (r, w *os.File, err error) {
 }
 
 // execPTY starts a command with a terminal, whose master comes from the agent.
-func (c *Client) execPTY(ctx context.Context, req request) (*Process, error) {
-	a, err := c.ask(ctx, req, nil, 1)
+func (c *Client) execPTY(ctx context.Context, req request, packed *os.File) (*Process, error) {
+	a, err := c.ask(ctx, req, with(nil, packed), 1)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +125,8 @@ func (c *Client) execPTY(ctx context.Context, req request) (*Process, error) {
 		a.conn.Close()
 		return nil, errors.Join(err, master.Close())
 	}
-	p := &Process{conn: a.conn, done: make(chan struct{})}
+	p := newProcess(1)
+	p.conn = a.conn
 	p.terminal = &tty{master: master, raw: raw, path: path, ended: p.done}
 	return p, nil
 }
@@ -126,8 +152,13 @@ func (p *Process) watch() {
 // known how.
 func (p *Process) ended(err error) {
 	p.err = err
+	// This wakes whoever reads.
 	if p.terminal != nil {
-		_ = p.terminal.master.SetReadDeadline(time.Unix(1, 0)) // wakes who reads
+		_ = p.terminal.master.SetReadDeadline(past)
+		p.caughtUp()
+	} else {
+		_ = p.stdout.file.SetReadDeadline(past)
+		_ = p.stderr.file.SetReadDeadline(past)
 	}
 	p.conn.Close() // nothing comes after this
 	close(p.done)
@@ -198,16 +229,24 @@ func (p *Process) Wait() (Exit, error) {
 	return p.exit, p.err
 }
 
-// Close lets go of the command, which is hung up on if it still runs, and
-// closes all descriptors. Wait returns then.
+// Drained is closed once the command has ended and a reader of Stdout and
+// Stderr has taken all that it wrote before, and asks for more. What the
+// command left behind may write on. A terminal ends with its command, and
+// Drained with it.
+func (p *Process) Drained() <-chan struct{} { return p.drained }
+
+// Close lets go of the command and closes all descriptors. The kernel hangs up
+// on a terminal's processes then. Others run on, and find their pipes broken.
+// Wait returns.
 func (p *Process) Close() error {
 	p.closing.Do(func() {
 		p.conn.Close()
 		<-p.done
-		closeFiles(p.stdin, p.stdout, p.stderr)
 		if p.terminal != nil {
 			closeShared(p.terminal.master)
+			return
 		}
+		closeFiles(p.stdin, p.stdout.file, p.stderr.file)
 	})
 	return nil
 }

@@ -1,6 +1,10 @@
 package agent
 
 import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,17 +18,19 @@ import (
 // reply, and ends there for a ping, a dial and a tcp listen. For a unix listen
 // it stays open as long as the socket's file is wanted. For an exec it stays
 // open while the command runs and carries signals one way and one last message,
-// exited, the other; if it ends before, the command is hung up on.
+// exited, the other; if the connection ends before, the command goes on.
 //
 //	op      files with the request      files with the reply
 //	ping    –                           –; the reply says which GPUs can be opened
-//	exec    stdin, stdout, stderr; with a PTY none, and its master comes back
+//	exec    stdin, stdout, stderr; with a PTY none, and its master comes back;
+//	        then a file with the Command, if it is too large for a message
 //	dial    –                           the connected socket
 //	listen  –                           the listening socket
 //	end     –                           –; the reply says how many processes of a member have ended
 type request struct {
 	Op      op
 	Command *wireCommand `json:",omitempty"` // exec
+	Large   bool         `json:",omitempty"` // exec: the last file holds Command
 	Network string       `json:",omitempty"` // dial, listen: tcp or unix
 	Address string       `json:",omitempty"`
 	Guest   *Guest       `json:",omitempty"` // end
@@ -81,6 +87,48 @@ func toWire(c Command) *wireCommand {
 		w.Guest = &c.Guest
 	}
 	return w
+}
+
+const (
+	// smallCommand is what of a command goes into a message, in bytes.
+	smallCommand = 32 << 10
+	// maxCommand bounds a command's JSON. The kernel takes 2 MiB of arguments
+	// and environment. What is longer must reach it, so that it can refuse.
+	maxCommand = 8 << 20
+)
+
+// pack returns a file with w in it if w is large, else nil.
+func (w *wireCommand) pack() (*os.File, error) {
+	size := len(w.Line)
+	for _, s := range slices.Concat(w.Args, w.Env) {
+		size += len(s)
+	}
+	if size <= smallCommand {
+		return nil, nil
+	}
+	b, err := json.Marshal(w)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("command", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("pack a command: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "command")
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("pack a command: %w", err)
+	}
+	return f, nil
+}
+
+// unpack reads what pack has written to f.
+func unpack(f *os.File) (*wireCommand, error) {
+	var w wireCommand
+	if err := json.NewDecoder(io.NewSectionReader(f, 0, maxCommand)).Decode(&w); err != nil {
+		return nil, fmt.Errorf("unpack a command: %w", err)
+	}
+	return &w, nil
 }
 
 func (w *wireCommand) command() Command {

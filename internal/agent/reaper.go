@@ -130,17 +130,6 @@ func (c *child) signal(sig unix.Signal) {
 	_ = unix.Kill(-group, sig)
 }
 
-// hangup does what the kernel does when a terminal goes away, to a command
-// that has none.
-func (c *child) hangup() {
-	c.r.mu.Lock()
-	defer c.r.mu.Unlock()
-	if c.status == nil {
-		_ = unix.Kill(-c.pid, unix.SIGHUP)
-		_ = unix.Kill(-c.pid, unix.SIGCONT)
-	}
-}
-
 // wait waits, at most for limit, until every exit has been told.
 func (r *reaper) wait(limit time.Duration) {
 	r.reap()

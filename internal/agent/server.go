@@ -29,8 +29,8 @@ const (
 	requestWait = 10 * time.Second
 	// answerWait bounds the sending of an answer to who does not read.
 	answerWait = 5 * time.Second
-	// maxFiles is the most that any request brings: three pipes.
-	maxFiles = 3
+	// maxFiles is the most that any request brings: three pipes and a command.
+	maxFiles = 4
 )
 
 // A Server is ds01-agent: process 1 of a container, which opens things inside
@@ -195,6 +195,14 @@ func (s *Server) handle(conn *fdmsg.Conn, req request, files []*os.File) {
 	switch {
 	case req.Op == opPing:
 		_ = send(conn, reply{GPUs: openGPUs("/dev")}) // who asked may have left
+	case req.Op == opExec && req.Large && len(files) > 0:
+		last := len(files) - 1
+		cmd, err := unpack(files[last])
+		if err != nil {
+			s.answer(conn, err)
+			return
+		}
+		s.exec(conn, cmd.command(), files[:last])
 	case req.Op == opExec && req.Command != nil:
 		s.exec(conn, req.Command.command(), files)
 	case req.Op == opEnd && req.Guest != nil:

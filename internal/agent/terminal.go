@@ -18,7 +18,10 @@ type terminal struct {
 // openTerminal opens a terminal that belongs to uid and is as p says.
 func openTerminal(p *PTY, uid int) (_ *terminal, err error) {
 	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
+	switch {
+	case err == unix.ENOSPC: // the limit of this container's devpts, or the machine's
+		return nil, &Error{Kind: Terminals, Text: "open a terminal: " + err.Error()}
+	case err != nil:
 		return nil, fmt.Errorf("open a terminal: %w", err)
 	}
 	t := &terminal{master: os.NewFile(uintptr(m), "ptmx")}

@@ -157,26 +157,24 @@ func TestTerminalDrains(t *testing.T) {
 func TestCloseHangsUp(t *testing.T) {
 	noLeak(t)
 	a := startAgent(t)
-	for _, pty := range []*PTY{nil, {}} {
-		p, err := a.Exec(t.Context(), Command{Line: `sleep 1000 & echo $!; wait`, PTY: pty})
-		must(t, err)
-		line, err := bufio.NewReader(p.Stdout()).ReadString('\n')
-		must(t, err)
-		pid, err := strconv.Atoi(strings.TrimSpace(line))
-		must(t, err)
-		blocked := make(chan error, 1)
-		go func() {
-			_, err := io.Copy(io.Discard, p.Stdout())
-			blocked <- err
-		}()
-		must(t, p.Close())
-		must(t, p.Close())
-		<-blocked
-		if _, err := p.Wait(); err == nil {
-			t.Error("Wait knows an end that nobody has seen")
-		}
-		eventually(t, "all of the command is gone", func() bool { return !alive(pid) })
+	p, err := a.Exec(t.Context(), Command{Line: `sleep 1000 & echo $!; wait`, PTY: &PTY{}})
+	must(t, err)
+	line, err := bufio.NewReader(p.Stdout()).ReadString('\n')
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	must(t, err)
+	blocked := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, p.Stdout())
+		blocked <- err
+	}()
+	must(t, p.Close())
+	must(t, p.Close())
+	<-blocked
+	if _, err := p.Wait(); err == nil {
+		t.Error("Wait knows an end that nobody has seen")
 	}
+	eventually(t, "all of the command is gone", func() bool { return !alive(pid) })
 }
 
 func TestSignalPipes(t *testing.T) {

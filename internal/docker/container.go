@@ -2,10 +2,12 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
 	"github.com/ds01/ds01/internal/agent"
+	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
 
@@ -20,13 +22,35 @@ func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Pro
 	}
 	p, err := c.agent.Exec(ctx, ask)
 	if err != nil {
-		return nil, err
+		return nil, refusedStart(err)
 	}
 	return process{p}, nil
 }
 
 func (c container) EndGuest(ctx context.Context, m sessions.Guest, grace time.Duration) (int, error) {
 	return c.agent.EndGuest(ctx, agent.Guest(m), grace)
+}
+
+// exitNotStarted is the status that shells give to a command that they cannot
+// start.
+const exitNotStarted = 126
+
+// refusedStart returns err, from Exec, as its reader can act on it.
+func refusedStart(err error) error {
+	e, ok := errors.AsType[*agent.Error](err)
+	if !ok {
+		return err
+	}
+	f := &fault.Error{Exit: exitNotStarted, Say: "your command could not be started: " + e.Text, Err: err}
+	switch e.Kind {
+	case agent.Processes:
+		f.Say = "the session has as many processes as limits.pids allows"
+		f.Hint = "end some of them, or ask your administrator for more"
+	case agent.Terminals:
+		f.Say = "the session has as many terminals as limits.terminals allows"
+		f.Hint = "close some of them, or log in without one: ssh -T"
+	}
+	return f
 }
 
 func (c container) Dial(ctx context.Context, network, address string) (net.Conn, error) {

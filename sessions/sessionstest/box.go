@@ -191,7 +191,7 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 		cmd.Dir = c.Dir
 	}
 	cmd.Env = append(os.Environ(), c.Env...)
-	p := &process{box: b, cmd: cmd, guest: c.Guest, done: make(chan struct{})}
+	p := &process{box: b, cmd: cmd, guest: c.Guest, done: make(chan struct{}), drained: make(chan struct{})}
 	theirs, err := p.open(c.PTY)
 	if err != nil {
 		return nil, err
@@ -213,6 +213,9 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 		return nil, err
 	}
 	b.procs[p] = struct{}{}
+	if p.tty == "" {
+		p.behind.Add(2)
+	}
 	go p.reap()
 	return p, nil
 }
@@ -262,6 +265,9 @@ type process struct {
 	tty    string
 	done   chan struct{} // closed when it has ended
 	gone   bool          // whether its container ended first; set before done
+
+	drained chan struct{}
+	behind  sync.WaitGroup // outputs that drained waits for
 }
 
 // open makes the process's streams and returns its ends of them.
@@ -306,8 +312,13 @@ func (p *process) reap() {
 	if b.empty != nil && len(b.procs) == 0 {
 		close(b.empty)
 	}
+	if p.tty == "" { // wakes whoever reads
+		_ = p.stdout.SetReadDeadline(time.Unix(1, 0))
+		_ = p.stderr.SetReadDeadline(time.Unix(1, 0))
+	}
 	p.gone = b.dead || b.empty != nil && p.cmd.ProcessState.ExitCode() < 0 // -1 is a signal
 	close(p.done)
+	go func() { p.behind.Wait(); close(p.drained) }()
 }
 
 func (p *process) kill(sig syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, sig) }
@@ -325,7 +336,7 @@ func (p *process) Stdout() io.ReadCloser {
 	if p.tty != "" {
 		return terminal{p.stdout}
 	}
-	return p.stdout
+	return &output{file: p.stdout, p: p}
 }
 
 // Stderr implements sessions.Process.
@@ -333,8 +344,70 @@ func (p *process) Stderr() io.ReadCloser {
 	if p.stderr == nil {
 		return nil
 	}
-	return p.stderr
+	return &output{file: p.stderr, p: p}
 }
+
+// An output is a pipe that notices when it has given all from before its
+// command's end.
+type output struct {
+	file    *os.File
+	p       *process
+	current bool
+}
+
+func (o *output) Read(b []byte) (n int, err error) {
+	for {
+		n, err = 0, os.ErrDeadlineExceeded
+		if o.current || !o.p.ended() {
+			n, err = o.file.Read(b)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			<-o.p.done
+			n, err = o.take(b)
+		}
+		if err != nil && !o.current {
+			o.current = true
+			o.p.behind.Done()
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			return n, err
+		}
+	}
+}
+
+// take reads without waiting.
+func (o *output) take(b []byte) (n int, err error) {
+	_ = o.file.SetReadDeadline(time.Time{})
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	closed := raw.Read(func(fd uintptr) bool {
+		n, err = syscall.Read(int(fd), b)
+		return true
+	})
+	switch {
+	case closed != nil || err != nil:
+		return 0, errors.Join(closed, err)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (o *output) Close() error { return o.file.Close() }
+
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Drained implements sessions.Process.
+func (p *process) Drained() <-chan struct{} { return p.drained }
 
 // A terminal is a PTY's master whose end is EOF, and which the process keeps.
 type terminal struct{ *os.File }
@@ -412,9 +485,10 @@ func (p *process) Close() error {
 	select {
 	case <-p.done:
 	default:
-		// The leader alone, as the kernel does for a terminal: a shell whose
-		// child dies of it would complain to a stderr that is closed, and die.
-		_ = p.cmd.Process.Signal(syscall.SIGHUP)
+		if p.tty != "" {
+			// The leader alone, as the kernel does for a terminal.
+			_ = p.cmd.Process.Signal(syscall.SIGHUP)
+		}
 	}
 	p.closeFiles()
 	return nil
