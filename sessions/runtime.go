@@ -246,6 +246,7 @@ type Process interface {
 
 	// Close lets go of the command and closes all descriptors. The processes
 	// of a PTY are hung up on (SIGHUP). Others run on, and their pipes break.
+	// Wait returns.
 	Close() error
 }
 

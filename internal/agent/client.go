@@ -21,11 +21,12 @@ const patience = 10 * time.Second
 // anything in the agent's place, so that what comes back is checked and every
 // wait is bounded. All methods may be called concurrently.
 type Client struct {
-	dir string
+	dir   string
+	turns turns
 }
 
 // NewClient returns a Client of the agent whose MountDir is dir on the host.
-func NewClient(dir string) *Client { return &Client{dir: dir} }
+func NewClient(dir string) *Client { return &Client{dir: dir, turns: newTurns()} }
 
 // Ping returns nil if the agent answers.
 func (c *Client) Ping(ctx context.Context) error {
@@ -76,7 +77,7 @@ func (c *Client) Dial(ctx context.Context, network, address string) (net.Conn, e
 		return nil, fmt.Errorf("dial %s %q: %w", network, address, err)
 	}
 	defer a.close()
-	conn, err := connectedSocket(a.files[0], network)
+	conn, err := connectedSocket(a.files[0], network, c.turns)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s %q: %w: %w", network, address, ErrAnswer, err)
 	}
@@ -92,12 +93,12 @@ func (c *Client) Listen(ctx context.Context, network, address string) (net.Liste
 	if err != nil {
 		return nil, fmt.Errorf("listen %s %q: %w", network, address, err)
 	}
-	l, err := listeningSocket(a.files[0], network, a.conn)
+	l, err := listeningSocket(a.files[0], network, a.conn, c.turns)
 	if err != nil {
 		a.close()
 		return nil, fmt.Errorf("listen %s %q: %w: %w", network, address, ErrAnswer, err)
 	}
-	a.files[0].Close()
+	c.turns.close(a.files...)
 	return l, nil
 }
 
@@ -119,13 +120,12 @@ type answer struct {
 	files []*os.File
 	gpus  []string
 	ended int
+	turns turns
 }
 
 func (a *answer) close() {
 	a.conn.Close()
-	for _, f := range a.files {
-		f.Close()
-	}
+	a.turns.close(a.files...)
 }
 
 // ask sends req along with files, and returns the agent's answer if it brings
@@ -138,7 +138,7 @@ func (c *Client) ask(ctx context.Context, req request, files []*os.File, want in
 		return nil, err
 	}
 	interrupt := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	a, err := exchange(conn, req, files, want)
+	a, err := c.exchange(conn, req, files, want)
 	if !interrupt() {
 		err = errors.Join(err, context.Cause(ctx))
 		if a != nil {
@@ -152,7 +152,7 @@ func (c *Client) ask(ctx context.Context, req request, files []*os.File, want in
 	return a, nil
 }
 
-func exchange(conn *fdmsg.Conn, req request, files []*os.File, want int) (*answer, error) {
+func (c *Client) exchange(conn *fdmsg.Conn, req request, files []*os.File, want int) (*answer, error) {
 	if err := conn.Send(req, files...); err != nil {
 		return nil, fmt.Errorf("ask the agent: %w", err)
 	}
@@ -161,7 +161,7 @@ func exchange(conn *fdmsg.Conn, req request, files []*os.File, want int) (*answe
 	if err != nil {
 		return nil, fmt.Errorf("wait for the agent: %w", err)
 	}
-	a := &answer{conn: conn, files: got, gpus: r.GPUs, ended: r.Ended}
+	a := &answer{conn: conn, files: got, gpus: r.GPUs, ended: r.Ended, turns: c.turns}
 	switch {
 	case r.Error != nil:
 		a.close()
@@ -195,5 +195,9 @@ func (c *Client) connect() (*fdmsg.Conn, error) {
 	if fi.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("%w: %s is not a socket", ErrAnswer, socketName)
 	}
-	return fdmsg.DialFile(f)
+	conn, err := fdmsg.DialFile(f)
+	if err == nil {
+		conn.Discard = c.turns.close
+	}
+	return conn, err
 }

@@ -127,7 +127,7 @@ func (c *Client) execPTY(ctx context.Context, req request, packed *os.File) (*Pr
 	}
 	p := newProcess(1)
 	p.conn = a.conn
-	p.terminal = &tty{master: master, raw: raw, path: path, ended: p.done}
+	p.terminal = &tty{master: master, raw: raw, turns: c.turns, path: path, ended: p.done}
 	return p, nil
 }
 
@@ -204,7 +204,7 @@ func (p *Process) Resize(s Size) error {
 	if p.terminal == nil {
 		return nil
 	}
-	return setSize(p.terminal.master, s)
+	return p.terminal.resize(s)
 }
 
 // Signal sends the named signal (RFC 4254 §6.10, without SIG) to the command's
@@ -243,7 +243,7 @@ func (p *Process) Close() error {
 		p.conn.Close()
 		<-p.done
 		if p.terminal != nil {
-			closeShared(p.terminal.master)
+			p.terminal.letGo()
 			return
 		}
 		closeFiles(p.stdin, p.stdout.file, p.stderr.file)
@@ -255,6 +255,7 @@ func (p *Process) Close() error {
 type tty struct {
 	master *os.File
 	raw    syscall.RawConn // master's
+	turns  turns
 	path   string
 	ended  <-chan struct{} // closed when the command has, after a read deadline is set
 	after  atomic.Int64    // bytes read since
@@ -291,7 +292,9 @@ func (t *tty) take(b []byte, wait bool) (n int, err error) {
 	err = t.raw.Read(func(fd uintptr) bool {
 		for n < len(b) {
 			var m int
-			m, readErr = unix.Read(int(fd), b[n:])
+			if held := t.turns.do(func() { m, readErr = unix.Read(int(fd), b[n:]) }); held != nil {
+				readErr = held
+			}
 			switch {
 			case readErr == unix.EINTR:
 			case readErr == unix.EAGAIN && n == 0:
@@ -338,7 +341,47 @@ func (t *tty) drain(b []byte) (int, error) {
 }
 
 // Write types b.
-func (t *tty) Write(b []byte) (int, error) { return t.master.Write(b) }
+func (t *tty) Write(b []byte) (n int, err error) {
+	closed := t.raw.Write(func(fd uintptr) bool {
+		for n < len(b) && err == nil {
+			m := 0
+			if held := t.turns.do(func() { m, err = unix.Write(int(fd), b[n:]) }); held != nil {
+				err = held
+			}
+			if n += max(m, 0); err == unix.EINTR {
+				err = nil
+			}
+		}
+		if err == unix.EAGAIN {
+			err = nil
+			return false
+		}
+		return true
+	})
+	return n, errors.Join(closed, err)
+}
+
+// letGo closes the master. A call on it that the container has made wait ends
+// only with a hang-up, which is what happens to the other side anyway.
+func (t *tty) letGo() {
+	hand := -1
+	_ = t.raw.Control(func(fd uintptr) { hand, _ = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }) // without one it is not hung up on
+	if done := t.turns.finish(func() { t.master.Close() }); !done && hand >= 0 {
+		_ = unix.IoctlSetInt(hand, unix.TIOCVHANGUP, 0)
+	}
+	if hand >= 0 {
+		unix.Close(hand)
+	}
+}
+
+func (t *tty) resize(s Size) (err error) {
+	closed := t.raw.Control(func(fd uintptr) {
+		if held := t.turns.do(func() { err = setWinsize(int(fd), s) }); held != nil {
+			err = held
+		}
+	})
+	return errors.Join(closed, err)
+}
 
 // Close does nothing: a terminal goes with its Process.
 func (t *tty) Close() error { return nil }

@@ -37,6 +37,7 @@ var attacks = map[string]struct {
 	"stop-reading":  {"KEY NAME COMMAND", 3, attackStopReading},
 	"signal":        {"KEY NAME COMMAND SIGNAL", 4, attackSignal},
 	"login-as":      {"KEY NAME", 2, attackLoginAs},
+	"fake-agent":    {"KEY NAME N", 3, attackFakeAgent},
 }
 
 func attackMain() {

@@ -36,6 +36,10 @@ var (
 // A Conn is one end of a connection. Any number of goroutines may send and
 // receive; each message goes and comes whole.
 type Conn struct {
+	// Discard closes descriptors that came and are not wanted. Nil closes them
+	// as they are. Set it before the first Recv.
+	Discard func(files ...*os.File)
+
 	uc *net.UnixConn
 	rc syscall.RawConn
 }
@@ -141,7 +145,7 @@ func (c *Conn) Recv(v any, maxFiles int) ([]*os.File, error) {
 		return nil, readErr
 	}
 	if err := p.decode(v, maxFiles); err != nil {
-		closeAll(p.files)
+		c.discard(p.files)
 		return nil, err
 	}
 	return p.files, nil
@@ -224,7 +228,11 @@ func (p packet) decode(v any, maxFiles int) error {
 	return nil
 }
 
-func closeAll(files []*os.File) {
+func (c *Conn) discard(files []*os.File) {
+	if c.Discard != nil {
+		c.Discard(files...)
+		return
+	}
 	for _, f := range files {
 		f.Close()
 	}

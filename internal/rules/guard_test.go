@@ -18,7 +18,6 @@ var unguarded = map[string]string{ // "file function": reason
 	"gateway/server.go Server.Shutdown":      "waits",
 	"internal/agent/reaper.go reaper.wait":   "waits",
 	"internal/agent/server.go Server.Run":    "accepts, and guards each connection; without that the container has to end",
-	"internal/agent/verify.go closeShared":   "closes a descriptor",
 	"internal/console/server.go Server.wait": "waits",
 	"internal/door/pack.go packers.answer":   "is in the process of the person who typed the command",
 	"internal/door/screen.go screen.set":     "is in the process of the person who typed the command",

@@ -191,7 +191,7 @@ func (b *box) Exec(ctx context.Context, c sessions.Command) (sessions.Process, e
 		cmd.Dir = c.Dir
 	}
 	cmd.Env = append(os.Environ(), c.Env...)
-	p := &process{box: b, cmd: cmd, guest: c.Guest, done: make(chan struct{}), drained: make(chan struct{})}
+	p := &process{box: b, cmd: cmd, guest: c.Guest, done: make(chan struct{}), closed: make(chan struct{}), drained: make(chan struct{})}
 	theirs, err := p.open(c.PTY)
 	if err != nil {
 		return nil, err
@@ -265,6 +265,9 @@ type process struct {
 	tty    string
 	done   chan struct{} // closed when it has ended
 	gone   bool          // whether its container ended first; set before done
+
+	closing sync.Once
+	closed  chan struct{}
 
 	drained chan struct{}
 	behind  sync.WaitGroup // outputs that drained waits for
@@ -469,7 +472,11 @@ func (p *process) foreground(otherwise int) int {
 
 // Wait implements sessions.Process.
 func (p *process) Wait() (sessions.Exit, error) {
-	<-p.done
+	select {
+	case <-p.done:
+	case <-p.closed:
+		return sessions.Exit{}, errors.New("closed")
+	}
 	if p.gone {
 		return sessions.Exit{}, errors.New("the container is gone")
 	}
@@ -490,6 +497,7 @@ func (p *process) Close() error {
 			_ = p.cmd.Process.Signal(syscall.SIGHUP)
 		}
 	}
+	p.closing.Do(func() { close(p.closed) })
 	p.closeFiles()
 	return nil
 }
