@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -305,6 +306,9 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if !ch.shell {
 		return
 	}
+	if others := ch.company(p); ch.agent && others != "" {
+		ch.print("ds01: " + others + " can use your ssh-agent while you are here: they share this session")
+	}
 	if d := ch.conn.s.Sessions.Draining(); d != nil { // whoever leaves this one cannot come back
 		ch.print("ds01: " + d.Say())
 	}
@@ -331,6 +335,30 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	if s := a.Session; !s.Retires.IsZero() {
 		ch.print(fmt.Sprintf("ds01: retires at %s UTC at the latest (%s)", s.Retires.UTC().Format("Mon 15:04"), s.RetireWhy))
 	}
+}
+
+// company names the others who may be in p's session, or returns "".
+func (ch *channel) company(p sessions.Project) string {
+	if p.ReadOnly { // a session of one's own
+		return ""
+	}
+	members, err := ch.conn.s.Sessions.Members(ch.ctx, p)
+	if err != nil {
+		ch.log.Warn("list members", "err", err)
+		return ""
+	}
+	names := []string{p.Owner}
+	for _, m := range members[p.ID] {
+		if !m.ReadOnly {
+			names = append(names, m.User)
+		}
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name == ch.who.user })
+	const most = 5
+	if len(names) > most {
+		names = append(names[:most], "others")
+	}
+	return strings.Join(names, ", ")
 }
 
 // gpuNames describes a session's GPUs: "no GPU", "GPU 2 (NVIDIA A100)".

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -131,9 +132,19 @@ func tcpKey(host string, port uint32) string {
 }
 func unixKey(path string) string { return "unix " + path }
 
-// forwardTCP listens at a port of the container's loopback: whatever address
-// the client names, as sshd does without GatewayPorts. Port 0 is any, and the
-// answer says which.
+// loopbacks returns the addresses to listen at for a client that names host. As
+// at sshd without GatewayPorts, one that is a loopback is that one, and any
+// other stands for both.
+func loopbacks(host string) []string {
+	both := []string{"127.0.0.1", "::1"}
+	if slices.Contains(both, host) {
+		return []string{host}
+	}
+	return both
+}
+
+// forwardTCP listens at a port of the container's loopback. Port 0 is any, and
+// the answer says which.
 func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payload []byte) {
 	m, err := parseBindTCP(request)
 	if err != nil {
@@ -145,7 +156,7 @@ func (c *conn) forwardTCP(sc *gossh.ServerConn, request []byte) (ok bool, payloa
 	}
 	var all []net.Listener
 	port := strconv.FormatUint(uint64(m.Port), 10)
-	for _, loopback := range []string{"127.0.0.1", "::1"} {
+	for _, loopback := range loopbacks(m.Host) {
 		l, err := a.Container.Listen(c.ctx, "tcp", net.JoinHostPort(loopback, port))
 		if err != nil && len(all) == 0 {
 			return c.refuseRemote(err), nil
@@ -201,15 +212,15 @@ const agentKey = "ssh-agent"
 // authAgent returns the path of a socket in a's container where programs ask
 // the client's ssh-agent: ssh -A. The connection's channels share it; bytes are
 // piped to the client, which alone understands them. A terminal gets a path
-// that stays the same for the session, and leads to the newest agent: what runs
-// on in a tmux finds it after the next login.
+// that stays the same for the session, and leads to the same person's newest
+// agent: what runs on in a tmux finds it after their next login.
 func (c *conn) authAgent(sc *gossh.ServerConn, a *sessions.Attachment, terminal bool) (path string, err error) {
 	key := agentKey + " " + a.Session.ID // a list of projects leads to several
 	c.mu.Lock()
 	r := c.remotes[key]
 	c.mu.Unlock()
 	if r == nil {
-		l, err := a.Container.Listen(c.ctx, sessions.SSHAgent, "")
+		l, err := a.Container.Listen(c.ctx, sessions.SSHAgent, c.user)
 		if err != nil {
 			return "", err
 		}

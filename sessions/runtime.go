@@ -81,7 +81,8 @@ type Container interface {
 
 	// Listen binds address ("host:port" for tcp, port 0 for any; a path for
 	// unix, which is made with mode 0600). SSHAgent is unix at a path of the
-	// container's choice; address is "". So is Console.
+	// container's choice; address is the name of the person whose agent it is.
+	// Console is at a path of its choice, too; address is "".
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 
 	// EndGuest ends what runs for a member: every process that Exec has started
@@ -100,7 +101,7 @@ type Guest struct {
 
 // SSHAgent is the network for Container.Listen of a socket where programs in the
 // container ask the client's ssh-agent. Beside it is a link, AgentLink, to the
-// newest one that is open.
+// newest one of the same person that is open.
 const (
 	SSHAgent  = "ssh-agent"
 	AgentLink = "current"

@@ -51,8 +51,9 @@ const (
 )
 
 // SSHAgent is the network for Client.Listen of a socket where programs ask the
-// client's ssh-agent (draft-ietf-sshm-ssh-agent). The container picks its path,
-// in a directory that has a link called AgentLink to the newest.
+// client's ssh-agent (draft-ietf-sshm-ssh-agent). The address is the name of the
+// person whose agent it is. The container picks the path, in a directory of the
+// person's, which has a link called AgentLink to their newest.
 const (
 	SSHAgent  = "ssh-agent"
 	AgentLink = "current"

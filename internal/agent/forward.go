@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,7 +51,12 @@ func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 	forAgent := network == SSHAgent
 	switch network {
 	case SSHAgent:
-		network, address = "unix", filepath.Join(s.agents, rand.Text())
+		dir, err := s.agentsOf(address)
+		if err != nil {
+			s.answer(conn, err)
+			return
+		}
+		network, address = "unix", filepath.Join(dir, rand.Text()[:16]) // with a long name a socket's path is near its limit
 	case Console:
 		// One that a gateway has left behind, whose end is not noticed yet.
 		network, address = "unixpacket", filepath.Join(s.agents, filepath.Base(ConsolePath))
@@ -87,13 +93,24 @@ func (s *Server) bind(conn *fdmsg.Conn, network, address string) {
 	})
 }
 
-// offerAgent has the link AgentLink lead to the ssh-agent's socket at path, the
-// newest there is. Programs that were started with an older one find it so.
+// agentsOf makes and returns the directory for the ssh-agents of the person of
+// that name. Nothing of one person's leads to another's agent.
+func (s *Server) agentsOf(person string) (dir string, err error) {
+	if person == "" || person == "." || person == ".." || strings.ContainsAny(person, "/\x00") {
+		return "", &Error{Kind: Other, Text: "an ssh-agent wants the name of its person"}
+	}
+	dir = filepath.Join(s.agents, "agents", person)
+	return dir, s.asUser(func() error { return os.MkdirAll(dir, 0o700) })
+}
+
+// offerAgent has the link AgentLink beside path lead to the ssh-agent's socket
+// there, the newest of its person. Programs that were started with an older one
+// find it so.
 func (s *Server) offerAgent(path string) {
 	s.offering.Lock()
 	defer s.offering.Unlock()
 	s.offered = append(s.offered, path)
-	s.linkAgent()
+	s.linkAgent(filepath.Dir(path))
 }
 
 // withdrawAgent has the link lead to the newest of the others, if any.
@@ -101,20 +118,25 @@ func (s *Server) withdrawAgent(path string) {
 	s.offering.Lock()
 	defer s.offering.Unlock()
 	s.offered = slices.DeleteFunc(s.offered, func(other string) bool { return other == path })
-	s.linkAgent()
+	s.linkAgent(filepath.Dir(path))
 }
 
-// linkAgent sets the link. The caller holds s.offering. The directory is the
-// user's: what they break there is theirs to miss.
-func (s *Server) linkAgent() {
-	link := filepath.Join(s.agents, AgentLink)
+// linkAgent sets the link in dir. The caller holds s.offering. The directory is
+// the user's: what they break there is theirs to miss.
+func (s *Server) linkAgent(dir string) {
+	link, newest := filepath.Join(dir, AgentLink), ""
+	for _, path := range s.offered {
+		if filepath.Dir(path) == dir {
+			newest = filepath.Base(path)
+		}
+	}
 	err := s.asUser(func() error {
-		if len(s.offered) == 0 {
+		if newest == "" {
 			return os.Remove(link)
 		}
 		next := link + ".next"
 		_ = os.Remove(next)
-		return errors.Join(os.Symlink(filepath.Base(s.offered[len(s.offered)-1]), next), os.Rename(next, link))
+		return errors.Join(os.Symlink(newest, next), os.Rename(next, link))
 	})
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.Log.Warn("link to the newest ssh-agent", "err", err)

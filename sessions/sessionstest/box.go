@@ -39,7 +39,7 @@ type box struct {
 	empty  chan struct{} // closed when the last of procs ends, made by terminate
 
 	agents  string   // directory of ssh-agents' sockets, "" before the first
-	offered []string // the sockets' names, the newest last
+	offered []string // the sockets' paths, the newest last
 }
 
 func newBox(spec sessions.Spec) *box {
@@ -101,7 +101,7 @@ func (b *box) Listen(ctx context.Context, network, address string) (net.Listener
 	}
 	switch network {
 	case sessions.SSHAgent:
-		return b.listenAgent()
+		return b.listenAgent(address)
 	case sessions.Console:
 		dir, err := b.ownDir()
 		if err != nil {
@@ -132,42 +132,52 @@ func (b *box) ownDir() (string, error) {
 	return b.agents, nil
 }
 
-func (b *box) listenAgent() (net.Listener, error) {
+func (b *box) listenAgent(person string) (net.Listener, error) {
 	dir, err := b.ownDir()
 	if err != nil {
 		return nil, err
 	}
+	dir = filepath.Join(dir, person)
+	if err := os.MkdirAll(dir, 0o700); err != nil || person == "" {
+		return nil, fmt.Errorf("the agent of %q: %w", person, err)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l := &agentListener{b: b, name: rand.Text()}
-	if l.Listener, err = net.Listen("unix", filepath.Join(dir, l.name)); err != nil {
+	l := &agentListener{b: b, path: filepath.Join(dir, rand.Text())}
+	if l.Listener, err = net.Listen("unix", l.path); err != nil {
 		return nil, err
 	}
-	b.offered = append(b.offered, l.name)
-	return l, errors.Join(os.Chmod(l.Addr().String(), 0o600), b.linkAgent())
+	b.offered = append(b.offered, l.path)
+	return l, errors.Join(os.Chmod(l.path, 0o600), b.linkAgent(dir))
 }
 
-// linkAgent sets the link to the newest agent. The caller holds b.mu.
-func (b *box) linkAgent() error {
-	link := filepath.Join(b.agents, sessions.AgentLink)
-	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) || len(b.offered) == 0 {
+// linkAgent sets the link in dir to the newest agent there. The caller holds
+// b.mu.
+func (b *box) linkAgent(dir string) error {
+	link := filepath.Join(dir, sessions.AgentLink)
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.Symlink(b.offered[len(b.offered)-1], link)
+	for _, path := range slices.Backward(b.offered) {
+		if filepath.Dir(path) == dir {
+			return os.Symlink(path, link)
+		}
+	}
+	return nil
 }
 
 // An agentListener is an ssh-agent's socket.
 type agentListener struct {
 	net.Listener
 	b    *box
-	name string
+	path string
 }
 
 func (l *agentListener) Close() error {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
-	l.b.offered = slices.DeleteFunc(l.b.offered, func(name string) bool { return name == l.name })
-	return errors.Join(l.Listener.Close(), l.b.linkAgent())
+	l.b.offered = slices.DeleteFunc(l.b.offered, func(path string) bool { return path == l.path })
+	return errors.Join(l.Listener.Close(), l.b.linkAgent(filepath.Dir(l.path)))
 }
 
 // Exec implements sessions.Container.

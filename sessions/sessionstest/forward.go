@@ -44,14 +44,14 @@ func dialListen(t *testing.T, s Subject) {
 	}
 }
 
-// sshAgents wants a socket of its own for each agent, and the link to lead to
-// the newest that is there.
+// sshAgents wants a socket of its own for each agent, and a person's link to
+// lead to the newest of theirs that is there.
 func sshAgents(t *testing.T, s Subject) {
 	c := Launch(t, s.Runtime, Spec(t, s.Image))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	listen := func(answer string) (net.Listener, string) {
-		l, err := c.Listen(ctx, sessions.SSHAgent, "")
+	listen := func(person, answer string) (net.Listener, string) {
+		l, err := c.Listen(ctx, sessions.SSHAgent, person)
 		if err != nil {
 			t.Fatalf("Listen: %v", err)
 		}
@@ -76,10 +76,12 @@ func sshAgents(t *testing.T, s Subject) {
 		defer conn.Close()
 		return readAll(t, conn)
 	}
-	older, first := listen("older")
-	newer, second := listen("newer")
+	older, first := listen("alice", "older")
+	newer, second := listen("alice", "newer")
+	_, other := listen("bob.jones@example.org", "bob's")
 	link := filepath.Join(filepath.Dir(first), sessions.AgentLink)
-	for path, want := range map[string]string{first: "older\n", second: "newer\n", link: "newer\n"} {
+	bobs := filepath.Join(filepath.Dir(other), sessions.AgentLink)
+	for path, want := range map[string]string{first: "older\n", second: "newer\n", link: "newer\n", bobs: "bob's\n"} {
 		if got := ask(path); got != want {
 			t.Errorf("%s answers %q; want %q", path, got, want)
 		}
@@ -90,6 +92,9 @@ func sshAgents(t *testing.T, s Subject) {
 	newer.Close()
 	eventually(t, "the link leads to the older one", func() bool { return ask(link) == "older\n" })
 	older.Close()
+	if got := ask(bobs); got != "bob's\n" {
+		t.Errorf("after the others, bob's link answers %q", got)
+	}
 	eventually(t, "the link is gone", func() bool {
 		_, _, exit := Output(t, c, "test -L "+link+" || test -e "+first)
 		return exit.Code == 1
