@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"io"
 	"strings"
@@ -71,6 +72,7 @@ func (b *buffer) release() {
 // run runs the channel's command in a's container and carries its streams.
 func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 	ch.completeEnv()
+	ch.cmd.NoRC = !ch.who.permits("permit-user-rc")
 	if ch.agent {
 		path, err := ch.conn.authAgent(ch.sc, a, ch.pty)
 		if err != nil { // a login without an agent is better than none
@@ -86,6 +88,7 @@ func (ch *channel) run(a *sessions.Attachment) (sessions.Exit, error) {
 		} else {
 			defer end()
 			ch.cmd.Env = append(ch.cmd.Env, env...)
+			ch.cmd.X11 = cookieName + " " + hex.EncodeToString(ch.x11.cookie)
 		}
 	}
 	ch.conn.settle(ch.ctx)

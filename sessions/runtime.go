@@ -201,6 +201,8 @@ type Command struct {
 	Env  []string // NAME=value, over the login environment
 	Dir  string   // "" is /workspace
 	PTY  *PTY     // nil for three pipes
+	X11  string   // the protocol and cookie of its display, for ~/.ssh/rc
+	NoRC bool     // ~/.ssh/rc does not run before it
 
 	Guest Guest // whose it is; Attachment.Container sets it
 }

@@ -61,6 +61,8 @@ func run() error {
 		os.Exit(transfer.ServeSCP(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	case agent.Rsync:
 		return errors.New("this image has no rsync; add it there (apt-get install rsync), or use scp or sftp, which need nothing")
+	case agent.Login:
+		os.Exit(agent.ServeLogin(os.Args[1:]))
 	case "ds01":
 		os.Exit(askConsole(os.Args[1:]))
 	case "project", "container":

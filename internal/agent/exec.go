@@ -159,6 +159,9 @@ func (s *Server) run(cmd Command, files []*os.File, t *terminal) (*child, error)
 		}
 		dirErr := s.enterable(attr.Dir)
 		if dirErr == nil {
+			if len(cmd.Args) == 0 && !cmd.SFTP {
+				path = s.who.shell
+			}
 			return nil, startError(cmd, path, err)
 		}
 		err = dirErr
@@ -221,9 +224,15 @@ func (s *Server) program(cmd Command, env []string) (path string, argv []string,
 		path, err = s.lookPath(cmd.Args[0], getenv(env, "PATH"))
 		return path, cmd.Args, err
 	case cmd.Line != "":
-		return shell, []string{base, "-c", cmd.Line}, nil
+		argv = []string{base, "-c", cmd.Line}
+	default:
+		argv = []string{"-" + base} // the dash makes it a login shell
 	}
-	return shell, []string{"-" + base}, nil // the dash makes it a login shell
+	if rc := s.rc(cmd); rc != "" {
+		path, err = os.Executable()
+		return path, append([]string{Login, rc, shell}, argv...), err
+	}
+	return shell, argv, nil
 }
 
 // lookPath finds the program called name as the user's shell would.
@@ -262,6 +271,9 @@ func (s *Server) environ(cmd Command, t *terminal) []string {
 	env = setenv(env, "USER", s.who.name)
 	env = setenv(env, "LOGNAME", s.who.name)
 	env = setenv(env, "SHELL", s.who.shell)
+	if cmd.X11 != "" && s.rc(cmd) != "" {
+		env = setenv(env, cookieVar, cmd.X11+"\n")
+	}
 	if t != nil {
 		env = setenv(env, "SSH_TTY", t.path)
 		if cmd.PTY.Term != "" {

@@ -36,6 +36,8 @@ func init() {
 func TestMain(m *testing.M) {
 	dir := os.Getenv("DS01_TEST_AGENT")
 	switch os.Args[0] {
+	case Login:
+		os.Exit(ServeLogin(os.Args[1:]))
 	case SFTPServer:
 		if err := transfer.ServeSFTP(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

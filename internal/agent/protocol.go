@@ -74,6 +74,8 @@ type wireCommand struct {
 	Env  [][]byte `json:",omitempty"`
 	Dir  []byte   `json:",omitempty"`
 	PTY  *PTY     `json:",omitempty"`
+	X11  []byte   `json:",omitempty"`
+	NoRC bool     `json:",omitempty"`
 
 	Guest *Guest `json:",omitempty"`
 }
@@ -82,6 +84,7 @@ func toWire(c Command) *wireCommand {
 	w := &wireCommand{
 		Args: convert[string, []byte](c.Args), Line: []byte(c.Line), SFTP: c.SFTP,
 		Env: convert[string, []byte](c.Env), Dir: []byte(c.Dir), PTY: c.PTY,
+		X11: []byte(c.X11), NoRC: c.NoRC,
 	}
 	if c.Guest != (Guest{}) {
 		w.Guest = &c.Guest
@@ -135,6 +138,7 @@ func (w *wireCommand) command() Command {
 	c := Command{
 		Args: convert[[]byte, string](w.Args), Line: string(w.Line), SFTP: w.SFTP,
 		Env: convert[[]byte, string](w.Env), Dir: string(w.Dir), PTY: w.PTY,
+		X11: string(w.X11), NoRC: w.NoRC,
 	}
 	if w.Guest != nil {
 		c.Guest = *w.Guest

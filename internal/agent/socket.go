@@ -44,8 +44,8 @@ func connectedSocket(f *os.File, network string, t turns) (net.Conn, error) {
 	return &socket{Conn: c, raw: raw, turns: t}, nil
 }
 
-// transfer is recvfrom(2) or sendto(2) without an address.
-func transfer(call, fd uintptr, b []byte, flags int) (int, error) {
+// nowait is recvfrom(2) or sendto(2) without an address.
+func nowait(call, fd uintptr, b []byte, flags int) (int, error) {
 	for {
 		n, _, errno := unix.Syscall6(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags|unix.MSG_DONTWAIT), 0, 0) // #nosec G103 -- x/sys allocates an address each time
 		switch errno {
@@ -61,7 +61,7 @@ func transfer(call, fd uintptr, b []byte, flags int) (int, error) {
 // Read implements net.Conn.
 func (s *socket) Read(b []byte) (n int, err error) {
 	closed := s.raw.Read(func(fd uintptr) bool {
-		if held := s.turns.do(func() { n, err = transfer(unix.SYS_RECVFROM, fd, b, 0) }); held != nil {
+		if held := s.turns.do(func() { n, err = nowait(unix.SYS_RECVFROM, fd, b, 0) }); held != nil {
 			err = held
 		}
 		return err != unix.EAGAIN
@@ -82,7 +82,7 @@ func (s *socket) Write(b []byte) (n int, err error) {
 	closed := s.raw.Write(func(fd uintptr) bool {
 		for n < len(b) && err == nil {
 			var m int
-			if held := s.turns.do(func() { m, err = transfer(unix.SYS_SENDTO, fd, b[n:], unix.MSG_NOSIGNAL) }); held != nil {
+			if held := s.turns.do(func() { m, err = nowait(unix.SYS_SENDTO, fd, b[n:], unix.MSG_NOSIGNAL) }); held != nil {
 				err = held
 			}
 			n += m

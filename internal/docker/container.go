@@ -16,7 +16,7 @@ import (
 type container struct{ agent *agent.Client }
 
 func (c container) Exec(ctx context.Context, cmd sessions.Command) (sessions.Process, error) {
-	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, SFTP: cmd.SFTP, Env: cmd.Env, Dir: cmd.Dir, Guest: agent.Guest(cmd.Guest)}
+	ask := agent.Command{Args: cmd.Args, Line: cmd.Line, SFTP: cmd.SFTP, Env: cmd.Env, Dir: cmd.Dir, X11: cmd.X11, NoRC: cmd.NoRC, Guest: agent.Guest(cmd.Guest)}
 	if cmd.PTY != nil {
 		ask.PTY = &agent.PTY{Term: cmd.PTY.Term, Size: agent.Size(cmd.PTY.Size), Modes: cmd.PTY.Modes}
 	}
