@@ -234,8 +234,9 @@ func (k *checker) limits(under string, l Limits) {
 		most  int
 	}{
 		{"sessions", l.Sessions, 10000},
-		{"pids", l.Pids, 1 << 22},     // the kernel's PID_MAX_LIMIT
-		{"nofile", l.NoFile, 1 << 20}, // the kernel's default fs.nr_open
+		{"pids", l.Pids, 1 << 22},           // the kernel's PID_MAX_LIMIT
+		{"nofile", l.NoFile, 1 << 20},       // the kernel's default fs.nr_open
+		{"terminals", l.Terminals, 1 << 20}, // the kernel's NR_UNIX98_PTY_MAX
 	} {
 		k.must(n.value >= 0 && n.value <= n.most, under+"."+n.key, "%d is not 0 to %d", n.value, n.most)
 	}

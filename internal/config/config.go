@@ -118,6 +118,7 @@ type Limits struct {
 	Pids        int      `yaml:"pids"`         // 0 is no limit
 	NoFile      int      `yaml:"nofile"`       // 0 is the engine's default
 	MemLock     Bytes    `yaml:"memlock"`      // that a process may lock; 0 is as much as the engine may
+	Terminals   int      `yaml:"terminals"`    // pseudo-terminals; 0 is no limit
 	IdleTimeout Duration `yaml:"idle_timeout"` // 0 is never
 
 	ConnectedIdleTimeout Duration `yaml:"connected_idle_timeout"` // 0 is never
@@ -170,6 +171,7 @@ type Overlay struct {
 	Pids        *int      `yaml:"pids,omitempty"`
 	NoFile      *int      `yaml:"nofile,omitempty"`
 	MemLock     *Bytes    `yaml:"memlock,omitempty"`
+	Terminals   *int      `yaml:"terminals,omitempty"`
 	IdleTimeout *Duration `yaml:"idle_timeout,omitempty"`
 
 	ConnectedIdleTimeout *Duration `yaml:"connected_idle_timeout,omitempty"`
@@ -228,6 +230,7 @@ func Default() *Config {
 			Shm:         16 << 30,
 			Pids:        16384,
 			NoFile:      16384,
+			Terminals:   128,
 			IdleTimeout: Duration(30 * time.Minute),
 
 			ConnectedIdleTimeout: Duration(8 * time.Hour),
@@ -263,6 +266,7 @@ func (p *Policy) overlay(o Overlay) {
 	override(&p.Pids, o.Pids)
 	override(&p.NoFile, o.NoFile)
 	override(&p.MemLock, o.MemLock)
+	override(&p.Terminals, o.Terminals)
 	override(&p.IdleTimeout, o.IdleTimeout)
 	override(&p.ConnectedIdleTimeout, o.ConnectedIdleTimeout)
 	override(&p.GPUIdleTimeout, o.GPUIdleTimeout)

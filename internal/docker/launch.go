@@ -107,6 +107,9 @@ func (r *Runtime) launch(ctx context.Context, spec sessions.Spec, dir string, st
 	if err := compare(gpus, realDevices(spec.GPUs)); err != nil {
 		return nil, err
 	}
+	if err := r.limitTerminals(ctx, spec); err != nil {
+		return nil, err
+	}
 	if err := r.checkLimits(ctx, spec); err != nil {
 		return nil, err
 	}

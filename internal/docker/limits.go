@@ -47,9 +47,10 @@ func (r *Runtime) checkLimits(ctx context.Context, spec sessions.Spec) error {
 type held struct {
 	sessions.Usage
 
-	shm     uint64 // bytes; 0 is no limit
-	memLock uint64 // bytes; 0 is no limit
-	cpus    []int  // that it may use
+	shm       uint64 // bytes; 0 is no limit
+	memLock   uint64 // bytes; 0 is no limit
+	terminals int    // 0 is no limit
+	cpus      []int  // that it may use
 }
 
 // limitsOf reads what session's container is held to.
@@ -67,7 +68,7 @@ func (r *Runtime) limitsOf(ctx context.Context, session string) (h held, err err
 	if err != nil {
 		return h, err
 	}
-	h.shm = shmSize(string(mounts))
+	h.shm, h.terminals = shmSize(string(mounts)), terminalLimit(string(mounts))
 	if h.cpus, err = affinity(g.process); err != nil {
 		return h, err
 	}
@@ -97,6 +98,9 @@ func exceeded(limits config.Limits, cpus int, pinned []int, h held) (without []s
 	}
 	if most := uint64(limits.MemLock); most > 0 && (h.memLock == 0 || h.memLock > most) {
 		without = append(without, "locked memory")
+	}
+	if most := limits.Terminals; most > 0 && (h.terminals == 0 || h.terminals > most) {
+		without = append(without, "terminals")
 	}
 	return without
 }
@@ -131,16 +135,10 @@ func lockedMemory(limits string) uint64 {
 // shmSize returns how large /dev/shm may become by a process's mountinfo
 // (proc_pid_mountinfo(5)); 0 is no limit, or that there is none.
 func shmSize(mounts string) (size uint64) {
-	for _, m := range parseMounts(mounts) {
-		if m.point != "/dev/shm" {
-			continue
-		}
-		size = 0 // what was mounted last is what is seen
-		for _, option := range m.super {
-			if kib, ok := strings.CutPrefix(option, "size="); ok {
-				n, _ := strconv.ParseUint(strings.TrimSuffix(kib, "k"), 10, 54) // else none is known
-				size = n << 10
-			}
+	for _, option := range mountOptions(mounts, "/dev/shm") {
+		if kib, ok := strings.CutPrefix(option, "size="); ok {
+			n, _ := strconv.ParseUint(strings.TrimSuffix(kib, "k"), 10, 54) // else none is known
+			size = n << 10
 		}
 	}
 	return size

@@ -62,8 +62,8 @@ func TestLimitsAreReadBack(t *testing.T) {
 }
 
 func TestExceeded(t *testing.T) {
-	most := config.Limits{CPUs: 1.5, Memory: 256<<20 + 5, Shm: 64<<20 + 5, Pids: 256, MemLock: 1 << 20}
-	kept := held{Usage: sessions.Usage{CPULimit: 1.5, MemoryLimit: 256 << 20, PidsLimit: 256}, shm: 64<<20 + 4096, memLock: 1 << 20, cpus: []int{2, 5}}
+	most := config.Limits{CPUs: 1.5, Memory: 256<<20 + 5, Shm: 64<<20 + 5, Pids: 256, MemLock: 1 << 20, Terminals: 16}
+	kept := held{Usage: sessions.Usage{CPULimit: 1.5, MemoryLimit: 256 << 20, PidsLimit: 256}, shm: 64<<20 + 4096, memLock: 1 << 20, terminals: 16, cpus: []int{2, 5}}
 	for name, tt := range map[string]struct {
 		limits func(*config.Limits)
 		cpus   int
@@ -74,11 +74,11 @@ func TestExceeded(t *testing.T) {
 		"no more than a CPU":    {func(*config.Limits) {}, 1, func(h *held) { h.CPULimit = 1 }, nil},
 		"rounded up to 1 %":     {func(l *config.Limits) { l.CPUs = 1.501 }, 8, func(h *held) { h.CPULimit = 1.51 }, nil},
 		"none are asked":        {func(l *config.Limits) { *l = config.Limits{} }, 8, func(h *held) { *h = held{shm: 64 << 20, cpus: []int{2, 5}} }, nil},
-		"none are kept":         {func(*config.Limits) {}, 8, func(h *held) { *h = held{} }, []string{"CPUs", "memory", "processes", "shared memory", "locked memory"}},
+		"none are kept":         {func(*config.Limits) {}, 8, func(h *held) { *h = held{} }, []string{"CPUs", "memory", "processes", "shared memory", "locked memory", "terminals"}},
 		"all CPUs are no limit": {func(l *config.Limits) { l.CPUs = 100 }, 8, func(h *held) { h.CPULimit = 0 }, []string{"CPUs"}},
 		"too many": {func(*config.Limits) {}, 8, func(h *held) {
-			h.CPULimit, h.MemoryLimit, h.PidsLimit, h.shm, h.memLock = 2, 257<<20, 257, 65<<20, 2<<20
-		}, []string{"CPUs", "memory", "processes", "shared memory", "locked memory"}},
+			h.CPULimit, h.MemoryLimit, h.PidsLimit, h.shm, h.memLock, h.terminals = 2, 257<<20, 257, 65<<20, 2<<20, 17
+		}, []string{"CPUs", "memory", "processes", "shared memory", "locked memory", "terminals"}},
 		"other CPUs": {func(*config.Limits) {}, 8, func(h *held) { h.cpus = []int{0, 1, 2, 5} }, []string{"CPUs"}},
 	} {
 		limits, h := most, kept
