@@ -360,68 +360,6 @@ func (p *process) Stderr() io.ReadCloser {
 	return &output{file: p.stderr, p: p}
 }
 
-// An output is a pipe that notices when it has given all from before its
-// command's end.
-type output struct {
-	file    *os.File
-	p       *process
-	current bool
-}
-
-func (o *output) Read(b []byte) (n int, err error) {
-	for {
-		n, err = 0, os.ErrDeadlineExceeded
-		if o.current || !o.p.ended() {
-			n, err = o.file.Read(b)
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			<-o.p.done
-			n, err = o.take(b)
-		}
-		if err != nil && !o.current {
-			o.current = true
-			o.p.behind.Done()
-		}
-		if !errors.Is(err, syscall.EAGAIN) {
-			return n, err
-		}
-	}
-}
-
-// take reads without waiting.
-func (o *output) take(b []byte) (n int, err error) {
-	_ = o.file.SetReadDeadline(time.Time{})
-	raw, err := o.file.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	closed := raw.Read(func(fd uintptr) bool {
-		n, err = syscall.Read(int(fd), b)
-		return true
-	})
-	switch {
-	case closed != nil || err != nil:
-		return 0, errors.Join(closed, err)
-	case n == 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-func (o *output) Close() error { return o.file.Close() }
-
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// Drained implements sessions.Process.
-func (p *process) Drained() <-chan struct{} { return p.drained }
-
 // A terminal is a PTY's master whose end is EOF, and which the process keeps.
 type terminal struct{ *os.File }
 

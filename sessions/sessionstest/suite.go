@@ -286,57 +286,6 @@ func signalProcess(t *testing.T, s Subject) {
 	}
 }
 
-func closeHangsUp(t *testing.T, s Subject) {
-	spec := Spec(t, s.Image)
-	c := Launch(t, s.Runtime, spec)
-	cmd := sh(`trap 'echo > hungup; exit' HUP; echo > ready; while :; do sleep 0.05; done`)
-	cmd.PTY = &sessions.PTY{}
-	p := Start(t, c, cmd)
-	eventually(t, "the process is ready", func() bool { return exists(spec, "ready") })
-	if err := p.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
-	eventually(t, "the process got SIGHUP", func() bool { return exists(spec, "hungup") })
-}
-
-func closeGoesOn(t *testing.T, s Subject) {
-	spec := Spec(t, s.Image)
-	c := Launch(t, s.Runtime, spec)
-	p := Start(t, c, sh(`trap 'echo > hungup' HUP; echo ready; read line; echo > ended`))
-	readLine(t, p.Stdout(), "ready")
-	if err := p.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
-	eventually(t, "the process goes on, and its stdin ends", func() bool { return exists(spec, "ended") })
-	if exists(spec, "hungup") {
-		t.Error("the process got SIGHUP")
-	}
-}
-
-func drained(t *testing.T, s Subject) {
-	spec := Spec(t, s.Image)
-	c := Launch(t, s.Runtime, spec)
-	p := Start(t, c, sh(`(until [ -e go ]; do sleep 0.05; done; echo later) & echo first; exit 3`))
-	if exit, err := wait(t, p); err != nil || exit.Code != 3 {
-		t.Errorf("Wait = %+v, %v; want 3, whatever runs in the background", exit, err)
-	}
-	select {
-	case <-p.Drained():
-		t.Error("drained, though nobody has read")
-	default:
-	}
-	out := make(chan string)
-	go func() { out <- readAll(t, p.Stdout()) }()
-	go func() { _ = readAll(t, p.Stderr()) }()
-	within(t, "Drained", p.Drained())
-	if err := os.WriteFile(filepath.Join(spec.Workspace, "go"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if got := within(t, "the end of the output", out); got != "first\nlater\n" {
-		t.Errorf("output = %q", got)
-	}
-}
-
 func openRunning(t *testing.T, s Subject) {
 	spec := Spec(t, s.Image)
 	Launch(t, s.Runtime, spec)
