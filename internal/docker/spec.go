@@ -14,7 +14,8 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// Labels are enough to rebuild the truth after a crash.
+// Labels are enough to rebuild the truth after a crash, of containers that have the
+// name of their session (containers).
 const (
 	labelGateway = "ds01.gateway"
 	labelSession = "ds01.session"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,7 +35,9 @@ func (r *Runtime) List(ctx context.Context) ([]sessions.Found, error) {
 	return found, nil
 }
 
-// containers returns this gateway's containers with the further labels given.
+// containers returns this gateway's containers with the further labels given. A
+// label does not make one ours: a container has its image's labels, too. The name
+// does, which only who creates a container can give.
 func (r *Runtime) containers(ctx context.Context, labels ...string) ([]containers.Summary, error) {
 	f := filters.NewArgs(filters.Arg("label", labelGateway+"="+r.instance))
 	for _, l := range labels {
@@ -44,7 +47,9 @@ func (r *Runtime) containers(ctx context.Context, labels ...string) ([]container
 	if err != nil {
 		return nil, r.explain("list containers", err)
 	}
-	return all, nil
+	return slices.DeleteFunc(all, func(c containers.Summary) bool {
+		return !slices.Contains(c.Names, "/"+containerName(c.Labels[labelSession]))
+	}), nil
 }
 
 // whyDead returns why container id is not running, and since when; "" if it runs, is

@@ -73,6 +73,10 @@ func (r *Runtime) watch(ctx context.Context, w sessions.Watcher) error {
 		case err := <-errs:
 			return err
 		case m := <-messages:
+			// Attributes are labels, the image's too; the engine sets the name after them.
+			if a := m.Actor.Attributes; a["name"] != containerName(a[labelSession]) {
+				continue
+			}
 			switch m.Action {
 			case events.ActionKill:
 				signals[m.Actor.ID] = m.Actor.Attributes["signal"]
