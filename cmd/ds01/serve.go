@@ -184,6 +184,7 @@ func (h *house) open(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	h.opens(manager.Close)
+	h.opens(h.prune(ctx, d))
 
 	h.console = &console.Server{Backend: backend, Log: h.log}
 	h.gateway = &gateway.Server{Keys: h.keys, Sessions: manager, Config: h.config.Load,

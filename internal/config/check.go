@@ -44,6 +44,7 @@ func check(c *Config, lines map[string]int, p *Problems) {
 	k.paths(c)
 	k.machine(c)
 	k.notify(c.Notify)
+	k.must(c.Events.PerUser >= 0, "events.per_user", "must be 0 or more")
 	k.images("images", c.Images)
 	k.registries(c.Registries)
 	k.build(c.Build)

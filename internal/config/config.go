@@ -29,6 +29,7 @@ type Config struct {
 	GPUs        GPUs               `yaml:"gpus"`
 	Patience    Duration           `yaml:"queue_patience"` // of a login without a terminal, in line for a GPU
 	UIDs        UIDs               `yaml:"uids"`
+	Events      Events             `yaml:"events"`
 	Notify      Notify             `yaml:"notify"`
 	SSH         SSH                `yaml:"ssh"`
 	Limits      Limits             `yaml:"limits"`
@@ -77,6 +78,12 @@ type GPUs struct {
 	Probe        string   `yaml:"probe"`         // auto, nvml, simulated or none
 	Simulated    int      `yaml:"simulated"`     // how many, for probe: simulated
 	SimulatedMIG []string `yaml:"simulated_mig"` // profiles of the MIG instances of the last of them
+}
+
+// Events says which events are kept.
+type Events struct {
+	Keep    Duration `yaml:"keep"`     // 0 is for ever
+	PerUser int      `yaml:"per_user"` // the newest so many of each user; 0 is all
 }
 
 // UIDs is the range from which users without a host account get a uid.

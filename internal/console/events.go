@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,15 @@ type eventJSON struct {
 	Project string     `json:"project"` // owner.name
 	Session string     `json:"session"`
 	Detail  string     `json:"detail"`
+	Count   int        `json:"count"` // how many it stands for: more than 1 where a user caused too many
+}
+
+// words returns the detail for people.
+func (e eventJSON) words() string {
+	if e.Count > 1 {
+		return strings.TrimSpace(fmt.Sprintf("%s (and %d more like it)", e.Detail, e.Count-1))
+	}
+	return e.Detail
 }
 
 // maxEvents is how many events one command shows: the newest.
@@ -43,7 +53,7 @@ func (c *call) events() *cobra.Command {
 				return err
 			}
 			return list(c, rows, "TIME EVENT PROJECT BY DETAIL", func(e eventJSON) []string {
-				return []string{value(e.At).Format("2006-01-02 15:04:05 UTC"), e.Kind, e.Project, e.User, e.Detail}
+				return []string{value(e.At).Format("2006-01-02 15:04:05 UTC"), e.Kind, e.Project, e.User, e.words()}
 			})
 		},
 	})
@@ -80,7 +90,7 @@ func (c *call) eventsSince(from time.Time) ([]eventJSON, error) {
 	rows := []eventJSON{}
 	for _, e := range found {
 		if in := c.caller.Inside; in == nil || e.Project == in.String() {
-			rows = append(rows, eventJSON{e.ID, stamp(e.At), e.Kind, e.User, e.Project, e.Session, e.Detail})
+			rows = append(rows, eventJSON{e.ID, stamp(e.At), e.Kind, e.User, e.Project, e.Session, e.Detail, e.Count})
 		}
 	}
 	return rows, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,7 +69,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	list, err := Events(t.Context(), d, Filter{Session: "s1"})
-	want := Event{2, noon.Add(time.Minute), "b", "", "alice.thesis", "s1", "idle 30m"}
+	want := Event{2, noon.Add(time.Minute), "b", "", "alice.thesis", "s1", "idle 30m", 1}
 	if err != nil || len(list) != 1 || list[0] != want {
 		t.Errorf("events %+v, %v; want %+v", list, err, want)
 	}
@@ -103,5 +104,78 @@ func TestEventsErrors(t *testing.T) {
 	}
 	if _, err := Events(ctx, d, Filter{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("list: %v", err)
+	}
+}
+
+// One user who causes events without end costs a few rows a minute, and hides
+// nothing of what others do.
+func TestRecordTooMany(t *testing.T) {
+	d := open(t)
+	noon := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	const loops = 3000
+	record := func(e Event) {
+		t.Helper()
+		if err := Record(t.Context(), d, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range loops {
+		at := noon.Add(time.Duration(i) * 10 * time.Millisecond)
+		record(Event{At: at, Kind: []string{"project.created", "project.deleted"}[i%2], User: "mallory", Project: fmt.Sprintf("mallory.p%d", i)})
+		if i%500 == 0 {
+			record(Event{At: at, Kind: "project.created", User: "alice", Project: "alice.x"})
+			record(Event{At: at, Kind: "session.ended", Project: "alice.x"})
+			record(Event{At: at, Kind: "user.added", User: "mallory", Detail: fmt.Sprint(i)})
+		}
+	}
+	record(Event{At: noon.Add(time.Hour), Kind: "project.created", User: "mallory", Project: "mallory.later"})
+	rows, total := map[string]int{}, map[string]int{}
+	list, err := Events(t.Context(), d, Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		rows[e.User+" "+e.Kind]++
+		total[e.User+" "+e.Kind] += e.Count
+	}
+	if n := rows["mallory project.created"] + rows["mallory project.deleted"]; n > 2*burst {
+		t.Errorf("%d rows of mallory", n)
+	}
+	if n := total["mallory project.created"] + total["mallory project.deleted"]; n != loops+1 {
+		t.Errorf("they stand for %d; want %d", n, loops+1)
+	}
+	for _, others := range []string{"alice project.created", " session.ended", "mallory user.added"} {
+		if rows[others] != loops/500 || total[others] != loops/500 {
+			t.Errorf("%s: %d rows for %d; want %d", others, rows[others], total[others], loops/500)
+		}
+	}
+}
+
+// Old events go, and of each user's, what is beyond so many.
+func TestPrune(t *testing.T) {
+	d := open(t)
+	noon := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	for i := range 2*pruneStep + 10 {
+		if err := Record(t.Context(), d, Event{At: noon.Add(time.Duration(i) * time.Hour), Kind: "a", User: "mallory"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range []Event{{At: noon, Kind: "old", User: "alice"}, {At: noon.Add(time.Hour), Kind: "b", User: "alice"}, {At: noon.Add(time.Hour), Kind: "c", Project: "alice.x"}} {
+		if err := Record(t.Context(), d, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := Prune(t.Context(), d, time.Time{}, 0); n != 0 || err != nil {
+		t.Errorf("nothing to prune: %d, %v", n, err)
+	}
+	if n, err := Prune(t.Context(), d, noon.Add(time.Minute), 5); n != 2*pruneStep+10-5+1 || err != nil {
+		t.Errorf("pruned %d, %v", n, err)
+	}
+	list, err := Events(t.Context(), d, Filter{})
+	if err != nil || len(list) != 7 {
+		t.Errorf("%d events are left, %v: %+v", len(list), err, list)
+	}
+	if newest, err := Events(t.Context(), d, Filter{User: "mallory"}); err != nil || len(newest) != 5 || newest[0].At.Before(noon.Add(2*pruneStep*time.Hour)) {
+		t.Errorf("of mallory's, %+v are left, %v", newest, err)
 	}
 }
