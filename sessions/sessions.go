@@ -166,7 +166,8 @@ type Manager struct {
 
 	warnings chan warning // for the site's webhook and command
 
-	builds builds
+	builds  builds
+	uploads uploads
 
 	reconciling sync.Mutex // held while one reconciliation runs
 	adopted     bool       // whether one has ever succeeded; guarded by it

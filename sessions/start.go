@@ -135,6 +135,11 @@ type furnisher struct {
 // furnish fills p's new workspace, and notes in p what it has.
 func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err error) {
 	if p.Start.From != nil {
+		leave, err := m.uploads.enter(p.Owner)
+		if err != nil {
+			return err
+		}
+		defer leave()
 		if p.Brought, err = f.unpack(ctx, p.Start.From); err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/ds01/ds01/internal/fault"
@@ -37,28 +38,36 @@ const (
 	maxUnpacked = 500_000  // entries of an archive
 	maxName     = 4095     // bytes, as for any path (PATH_MAX in limits.h)
 	maxLevels   = 100      // of directories
+	maxLocked   = 1 << 20  // bytes of names of directories that their owner may not change
+	maxUploads  = 2        // archives of one user at once
 	maxTail     = 16 << 20 // bytes of padding after an archive's end
 	blockSize   = 4096     // what the smallest file takes of a disk
 )
 
 // An unpacking is an archive on its way into a new workspace. Whoever wrote it
 // is not trusted: no name and no link leads out of the directory, what is made
-// is its owner's, and it takes no more than there is room for.
+// is its owner's, it takes no more than there is room for, and the memory that it
+// takes here does not grow with it.
 type unpacking struct {
 	furnisher
 	skipped func(name string)
 	tar     *tar.Reader
 	room    int64 // bytes that it may still take
+	most    int   // entries that there is room for
 	entries int
 	files   int
-	parent  string                 // is there
-	dirs    map[string]fs.FileMode // set at the end: until then we write there
+	parent  string // is there
+
+	// Directories that their owner may not write or enter get their modes at the
+	// end: what lies in them comes after them.
+	locked      map[string]fs.FileMode
+	lockedBytes int
 }
 
 // unpack puts what s has into the directory and returns how many files that is.
 // An archive that is wrong in any way is a *fault.Error.
 func (f furnisher) unpack(ctx context.Context, s *Source) (files int, err error) {
-	room, err := f.room()
+	room, most, err := f.room()
 	if err != nil {
 		return 0, err
 	}
@@ -72,7 +81,7 @@ func (f furnisher) unpack(ctx context.Context, s *Source) (files int, err error)
 		return 0, errArchive(ctx, err)
 	}
 	in := &endReader{r: archive}
-	u := &unpacking{furnisher: f, skipped: s.Skipped, tar: tar.NewReader(in), room: room, dirs: map[string]fs.FileMode{}}
+	u := &unpacking{furnisher: f, skipped: s.Skipped, tar: tar.NewReader(in), room: room, most: most, locked: map[string]fs.FileMode{}}
 	for {
 		h, err := u.tar.Next()
 		if errors.Is(err, io.EOF) {
@@ -93,30 +102,34 @@ func (f furnisher) unpack(ctx context.Context, s *Source) (files int, err error)
 	if _, err := io.Copy(io.Discard, io.LimitReader(in, maxTail)); err != nil { // gzip has its checksum there
 		return 0, errArchive(ctx, err)
 	}
-	for _, name := range slices.Backward(slices.Sorted(maps.Keys(u.dirs))) {
-		if err := u.give(name, u.dirs[name]); err != nil {
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(u.locked))) {
+		if err := u.give(name, u.locked[name]); err != nil {
 			return 0, u.explain(ctx, name, err)
 		}
 	}
 	return u.files, nil
 }
 
-// room is how many bytes may be written: nine tenths of what is left for
-// everybody, so that one archive does not take the last of it.
-func (f furnisher) room() (int64, error) {
+// room returns how many bytes may be written, and how many files made: nine tenths
+// of what is left for everybody, so that one archive does not take the last of it.
+func (f furnisher) room() (bytes int64, files int, err error) {
 	dir, err := f.r.Open(".")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { _ = dir.Close() }()
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(int(dir.Fd()), &st); err != nil {
-		return 0, os.NewSyscallError("fstatfs", err)
+		return 0, 0, os.NewSyscallError("fstatfs", err)
 	}
-	if st.Blocks == 0 { // it does not say
-		return math.MaxInt64, nil
+	bytes, files = math.MaxInt64, maxUnpacked
+	if st.Blocks > 0 { // else it does not say
+		bytes = int64(min(st.Bavail/10*9, math.MaxInt64/uint64(st.Bsize))) * st.Bsize
 	}
-	return int64(min(st.Bavail/10*9, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, nil
+	if st.Files > 0 {
+		files = int(min(st.Ffree/10*9, maxUnpacked))
+	}
+	return bytes, files, nil
 }
 
 // inflate returns r without its compression.
@@ -140,6 +153,9 @@ func (u *unpacking) entry(h *tar.Header) error {
 	name := path.Clean(h.Name)
 	if u.entries++; u.entries > maxUnpacked {
 		return fault.New(fault.ExitFailed, "upload less, or copy it with rsync", "the archive has more than %d files and directories", maxUnpacked)
+	}
+	if u.entries > u.most {
+		return fault.New(fault.ExitFailed, "upload fewer, or ask your administrator", "the disk has room for %d more files and directories", u.most)
 	}
 	if !filepath.IsLocal(h.Name) || len(h.Name) > maxName || strings.Count(name, "/") >= maxLevels {
 		return fault.New(fault.ExitFailed, "pack the directory from within: tar cz -C DIR .", "the archive has a name that no file in a workspace can have: %q", short(h.Name))
@@ -182,27 +198,40 @@ func (u *unpacking) place(name string, make func() error) error {
 	if err := u.r.Remove(name); err != nil {
 		return err
 	}
-	delete(u.dirs, name)
+	u.unlock(name)
 	u.parent = ""
 	return make()
 }
 
 // directory makes a directory, unless one is there, that will have mode.
 func (u *unpacking) directory(name string, mode fs.FileMode) error {
-	if _, made := u.dirs[name]; !made {
-		err := u.place(name, func() error {
-			err := u.r.Mkdir(name, 0o700)
-			if errors.Is(err, fs.ErrExist) && isDirectory(u.r, name) == nil { // for what lies in it
-				return nil
-			}
-			return err
-		})
-		if err != nil {
-			return err
+	err := u.place(name, func() error {
+		err := u.r.Mkdir(name, 0o700)
+		if errors.Is(err, fs.ErrExist) && isDirectory(u.r, name) == nil { // for what lies in it
+			return nil
 		}
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	u.dirs[name] = mode
-	return nil
+	u.unlock(name)
+	if mode&0o700 == 0o700 {
+		return u.give(name, mode)
+	}
+	if u.lockedBytes += len(name); u.lockedBytes > maxLocked {
+		return fault.New(fault.ExitFailed, "make them writable first: chmod -R u+rwX DIR", "the archive has too many directories that their owner may not change")
+	}
+	u.locked[name] = mode
+	return u.give(name, 0o700)
+}
+
+// unlock forgets a directory's mode.
+func (u *unpacking) unlock(name string) {
+	if _, locked := u.locked[name]; locked {
+		u.lockedBytes -= len(name)
+		delete(u.locked, name)
+	}
 }
 
 // file makes a file of the archive's next bytes. It has no bits that would lend
@@ -278,6 +307,32 @@ func errArchive(ctx context.Context, err error) error {
 		f.Say = "the archive is damaged"
 	}
 	return f
+}
+
+// uploads counts the archives that come in now, by user.
+type uploads struct {
+	mu  sync.Mutex
+	now map[string]int
+}
+
+// enter counts one more of user's, until leave is called.
+func (u *uploads) enter(user string) (leave func(), err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.now[user] >= maxUploads {
+		return nil, fault.New(fault.ExitFailed, "wait until one of them has ended", "%s sends %d archives already, and no more are taken at once", user, maxUploads)
+	}
+	if u.now == nil {
+		u.now = map[string]int{}
+	}
+	u.now[user]++
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.now[user]--; u.now[user] == 0 {
+			delete(u.now, user)
+		}
+	}, nil
 }
 
 // A whileReader reads while its context lasts.

@@ -6,9 +6,11 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -183,7 +185,7 @@ func TestStartFromTwice(t *testing.T) {
 	}
 }
 
-// endless is one directory, again and again.
+// endless is one entry, again and again.
 type endless struct{ block []byte }
 
 // Read reads.
@@ -214,8 +216,7 @@ func TestHostileArchives(t *testing.T) {
 		sum += int(b)
 	}
 	copy(huge[148:], []byte{byte('0' + sum>>15&7), byte('0' + sum>>12&7), byte('0' + sum>>9&7), byte('0' + sum>>6&7), byte('0' + sum>>3&7), byte('0' + sum&7), 0, ' '})
-	dir := tar.Header{Name: "a/", Typeflag: tar.TypeDir, Mode: 0o755}
-	one := archive(t, nil, dir)[:512]
+	one := archive(t, nil, tar.Header{Name: "a", Typeflag: tar.TypeFifo})[:512] // costs the disk nothing
 
 	for name, test := range map[string]struct {
 		sent io.Reader
@@ -236,6 +237,7 @@ func TestHostileArchives(t *testing.T) {
 		"a long name":              {bytes.NewReader(archive(t, nil, tar.Header{Name: strings.Repeat("a", 300)})), "cannot be unpacked at"},
 		"a million":                {endless{one}, "more than 500000"},
 		"larger than any disk":     {bytes.NewReader(huge), "no room"},
+		"locked directories":       {bytes.NewReader(manyLong(t, 300, 0o500)), "may not change"},
 		"cut in a file":            {bytes.NewReader(good[:700]), "cut short"},
 		"cut after a file":         {bytes.NewReader(good[:1536]), "cut short"},
 		"cut before its end":       {bytes.NewReader(good[:2048]), "cut short"},
@@ -260,6 +262,75 @@ func TestHostileArchives(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(outside, "secret")); string(text) != "theirs" {
 		t.Errorf("outside was changed: %q, %v", text, err)
 	}
+}
+
+// manyLong returns an archive of n directories with names of 4 kB.
+func manyLong(t *testing.T, n int, mode int64) []byte {
+	t.Helper()
+	above := strings.Repeat(strings.Repeat("d", 250)+"/", 16)
+	var all []tar.Header
+	for i := range n {
+		all = append(all, tar.Header{Name: fmt.Sprintf("%s%04d/", above, i), Typeflag: tar.TypeDir, Mode: mode})
+	}
+	return archive(t, nil, all...)
+}
+
+// An archive's names take no memory here: 500,000 of 4 kB took a gigabyte.
+func TestStartFromManyNames(t *testing.T) {
+	w := newWorld(t)
+	const n = 1000 // 4 MB of names
+	sent := manyLong(t, n, 0o755)
+	live := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	var before, after int64
+	_, err := w.createFrom("x", io.MultiReader(
+		readerFunc(func([]byte) (int, error) { before = live(); return 0, io.EOF }), bytes.NewReader(sent),
+		readerFunc(func([]byte) (int, error) { after = live(); return 0, io.EOF })))
+	must(t, err)
+	runtime.KeepAlive(sent)
+	t.Logf("the heap grew by %d kB", (after-before)>>10)
+	if after-before > 1<<20 {
+		t.Errorf("%d names left %d kB on the heap", n, (after-before)>>10)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+// Read calls f.
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// One user sends two archives at once, and others are not held up by that.
+func TestStartFromAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.user("alice")
+	w.user("bob")
+	ended := make(chan error)
+	create := func(user, name string, r io.Reader) error {
+		_, err := w.Create(t.Context(), user, sessions.Project{Ref: sessions.Ref{Owner: user, Name: name}, Start: sessions.Start{From: from(r)}})
+		return err
+	}
+	sent := archive(t, nil, tar.Header{Name: "a"})
+	var ins []*io.PipeWriter
+	for _, name := range []string{"one", "two"} {
+		out, in := io.Pipe()
+		go func() { ended <- create("alice", name, out) }()
+		if _, err := in.Write(sent[:512]); err != nil { // it is being made
+			t.Fatal(err)
+		}
+		ins = append(ins, in)
+	}
+	is(t, create("alice", "three", bytes.NewReader(sent)), fault.ExitFailed, "alice sends 2 archives already")
+	must(t, create("bob", "x", bytes.NewReader(sent)))
+	for _, in := range ins {
+		_, err := in.Write(sent[512:])
+		must(t, errors.Join(err, in.Close()))
+		must(t, within(t, "the end of one", ended))
+	}
+	must(t, create("alice", "three", bytes.NewReader(sent)))
 }
 
 type errReader struct{}
