@@ -236,7 +236,7 @@ func TestHostileArchives(t *testing.T) {
 		"long":                     {bytes.NewReader(archive(t, nil, tar.Header{Name: strings.Repeat("a", 5000)})), "no file in a workspace can have"},
 		"a long name":              {bytes.NewReader(archive(t, nil, tar.Header{Name: strings.Repeat("a", 300)})), "cannot be unpacked at"},
 		"a million":                {endless{one}, "more than 500000"},
-		"larger than any disk":     {bytes.NewReader(huge), "no room"},
+		"larger than any disk":     {bytes.NewReader(huge), "not enough disk space"},
 		"locked directories":       {bytes.NewReader(manyLong(t, 300, 0o500)), "may not change"},
 		"cut in a file":            {bytes.NewReader(good[:700]), "cut short"},
 		"cut after a file":         {bytes.NewReader(good[:1536]), "cut short"},

@@ -17,9 +17,11 @@ const pruneEvery = time.Hour
 func (h *house) prune(ctx context.Context, d *sql.DB) (close func() error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var ended sync.WaitGroup
-	ended.Go(func() {
+	ended.Add(1)
+	go fault.Guard(h.log, func() {
+		defer ended.Done()
 		for tick := time.NewTicker(pruneEvery); ; {
-			fault.Guard(h.log, func() { h.pruneOnce(ctx, d) }, nil)
+			h.pruneOnce(ctx, d)
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -27,7 +29,7 @@ func (h *house) prune(ctx context.Context, d *sql.DB) (close func() error) {
 				return
 			}
 		}
-	})
+	}, nil)
 	return func() error {
 		cancel()
 		ended.Wait()

@@ -216,6 +216,7 @@ func Default() *Config {
 		GPUs:     GPUs{Probe: "auto", SimulatedMIG: []string{}},
 		Patience: Duration(2 * time.Minute),
 		UIDs:     UIDs{First: 200000, Last: 299999},
+		Events:   Events{Keep: Duration(90 * 24 * time.Hour), PerUser: 10000},
 		Notify:   Notify{Command: []string{}, CommandUser: "nobody"},
 		SSH: SSH{
 			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
