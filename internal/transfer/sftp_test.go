@@ -73,6 +73,9 @@ func TestAttributesAsOpenSSH(t *testing.T) {
 			}
 		}
 	}
+	for _, mode := range []int{0o1777, 0o2755, 0o4711, 0o7000, -1} {
+		requests = append(requests, packet(fxpMkdir, 5, fmt.Sprint("moded", mode), attrMode, mode))
+	}
 	same(t, 0o022, 3, requests)
 }
 
@@ -88,6 +91,7 @@ func TestCopiesAsOpenSSH(t *testing.T) {
 				requests = append(requests, extended("copy-data", h(0), offset, length, h(to), offset%7))
 			}
 		}
+		requests = append(requests, packet(fxpWrite, 5, h(2), offset, "at the end"), packet(fxpWrite, 6, h(2), offset, ""))
 		for _, length := range []uint32{0, 1, 70000, 1<<32 - 1} {
 			for handle := range 3 {
 				requests = append(requests, packet(fxpRead, 4, h(handle), offset, length))
