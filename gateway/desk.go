@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"io"
+	"sync"
 
 	"github.com/ds01/ds01/sessions"
 )
@@ -27,6 +28,9 @@ type desk struct {
 	ch        *channel
 	interrupt context.CancelCauseFunc // ends the command
 	unwatch   func()
+
+	mu        sync.Mutex // guards what follows, and the size in ch.cmd.PTY
+	following bool       // Keys reads the new sizes, and nobody else
 }
 
 func (ch *channel) newDesk(interrupt context.CancelCauseFunc) *desk {
@@ -38,9 +42,33 @@ func (ch *channel) newDesk(interrupt context.CancelCauseFunc) *desk {
 
 func (d *desk) terminal() *ConsoleTerminal {
 	return &ConsoleTerminal{
-		Size: func() sessions.Size { d.ch.measure(); return d.ch.cmd.PTY.Size },
-		Keys: d.keys, Enter: d.enter,
+		Size: d.size, Keys: d.keys, Enter: d.enter,
 	}
+}
+
+// size returns the newest size that has come. While Keys hands out the new ones,
+// it is the one that Keys has last taken in.
+func (d *desk) size() sessions.Size {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.following {
+		d.ch.measure()
+	}
+	return d.ch.cmd.PTY.Size
+}
+
+// follow says whether Keys reads the new sizes.
+func (d *desk) follow(yes bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.following = yes
+}
+
+// resized takes in a size that Keys has read.
+func (d *desk) resized(size sessions.Size) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ch.cmd.PTY.Size = size
 }
 
 // watch has Ctrl-C end the command from here on, until unwatch.
@@ -55,12 +83,13 @@ func (d *desk) keys() (keys io.Reader, resized <-chan sessions.Size, stop func()
 	d.unwatch()
 	ch, over, done := d.ch, make(chan struct{}), make(chan struct{})
 	sizes := make(chan sessions.Size)
+	d.follow(true)
 	ch.spawn(func() {
 		defer close(done)
 		for {
 			select {
 			case size := <-ch.resize:
-				ch.cmd.PTY.Size = size
+				d.resized(size)
 				select {
 				case sizes <- size:
 				case <-over:
@@ -73,7 +102,7 @@ func (d *desk) keys() (keys io.Reader, resized <-chan sessions.Size, stop func()
 			}
 		}
 	})
-	return &typedReader{typed: ch.typed, over: over}, sizes, func() { close(over); <-done; d.watch() }
+	return &typedReader{typed: ch.typed, over: over}, sizes, func() { close(over); <-done; d.follow(false); d.watch() }
 }
 
 // A typedReader reads what is typed, a key or a paste at a time, until over.

@@ -88,6 +88,37 @@ func TestDesk(t *testing.T) {
 	}
 }
 
+// The menu asks for the size at any time, also while the client changes it. The
+// last size that the client has said is the one that holds in the end.
+func TestDeskSizeWhileResized(t *testing.T) {
+	asked := make(chan sessions.Size)
+	w := newWorld(t, func(_ *config.Config, s *Server) {
+		s.Console = func(ctx context.Context, _ string, _ []string, streams ConsoleIO) int {
+			_, resized, stop := streams.Terminal.Keys()
+			defer stop()
+			for told := streams.Terminal.Size(); told.Rows != 500; {
+				select {
+				case told = <-resized:
+				case <-ctx.Done():
+					return 1
+				default:
+					streams.Terminal.Size()
+				}
+			}
+			asked <- streams.Terminal.Size()
+			return 0
+		}
+	})
+	tty := w.terminal(w.dial("alice", "ds01"), "")
+	for rows := 25; rows <= 500; rows++ {
+		must(t, tty.WindowChange(rows, 100))
+	}
+	if got := receive(t, "the last size", asked); got.Rows != 500 || got.Columns != 100 {
+		t.Errorf("size = %+v; want 500 rows, 100 columns", got)
+	}
+	tty.ends()
+}
+
 // Of two terminals on one connection, each reads what is said of its own session, and
 // one that is at the list nothing, then or later.
 func TestDeskNotices(t *testing.T) {
