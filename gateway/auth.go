@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gliderlabs/ssh"
@@ -90,7 +89,7 @@ func identityOf(sc *gossh.ServerConn) (identity, error) {
 // authentication.
 func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	c := connOf(ctx)
-	offered := ciphers(c.hello(), s.Config().SSH.Ciphers)
+	offered := c.hello().ciphers(s.Config().SSH.Ciphers)
 	c.sealed = !slices.ContainsFunc(offered, isCounter)
 	cfg := &gossh.ServerConfig{
 		Config: gossh.Config{
@@ -134,21 +133,6 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	}
 	return cfg
 }
-
-// ciphers returns those of the site's that a client of the given version is
-// offered. The client's order decides (RFC 4253 §7.1). OpenSSH before 10.0 puts
-// AES-CTR, with a MAC to pay for, before AES-GCM, and has had both since 6.2:
-// so it is not offered the former.
-func ciphers(version string, site []string) []string {
-	if isOpenSSH(version) && slices.Contains(site, gossh.CipherAES128GCM) {
-		return slices.DeleteFunc(slices.Clone(site), isCounter)
-	}
-	return site
-}
-
-// isCounter reports whether a cipher needs a MAC beside it, being AES-CTR. All
-// others that there are seal packets by themselves.
-func isCounter(cipher string) bool { return strings.HasSuffix(cipher, "-ctr") }
 
 // who returns whose key this is, when it comes from an address. The answer
 // does not depend on the login name, so that a stranger learns nothing about

@@ -1,16 +1,13 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -46,7 +43,9 @@ type conn struct {
 	ssh    ssh.Context     // the library's; ends when the connection does
 	began  time.Time
 
-	ahead []byte // read by hello and not by the library yet
+	ahead      []byte // read by hello and not by the library yet
+	lost       error  // what reading has come to in hello; nil if it goes on
+	introduced bool   // our version line is sent, and the library's is dropped
 
 	in *inflow // what it has sent and nobody has taken; set before proved
 
@@ -104,44 +103,23 @@ func newConn(s *Server, ctx ssh.Context, nc net.Conn, source netip.Prefix) *conn
 	return c
 }
 
-// helloTime is how long hello waits: nearly all clients speak at once.
-const helloTime = 200 * time.Millisecond
-
-// hello returns the client's version line (RFC 4253 §4.2) before the library
-// reads it, or "" if it does not come soon. It is called once, before any Read.
-// A peer that says something else is told so, in sshd's words, and is gone: the
-// library would pass over lines for as long as a handshake may take.
-func (c *conn) hello() string {
-	if err := c.Conn.SetReadDeadline(time.Now().Add(helloTime)); err != nil {
-		return ""
-	}
-	line := make([]byte, 0, 255)
-	for len(line) < cap(line) && !bytes.Contains(line, []byte("\n")) {
-		n, err := c.Read(line[len(line):cap(line)])
-		line = line[:len(line)+n]
-		if err != nil {
-			break
-		}
-	}
-	c.ahead = line
-	if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
-		return ""
-	}
-	version, _, whole := strings.Cut(string(line), "\n")
-	if whole && !strings.HasPrefix(version, "SSH-") {
-		_, _ = io.WriteString(c.Conn, "Invalid SSH identification string.\r\n")
-		_ = c.Close()
-	}
-	return strings.TrimSuffix(version, "\r")
-}
-
-// Read notes that the peer lives.
+// Read notes that the peer lives. What hello has read comes first.
 func (c *conn) Read(b []byte) (int, error) {
 	if len(c.ahead) > 0 {
 		n := copy(b, c.ahead)
-		c.ahead = c.ahead[n:]
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			c.ahead = nil
+		}
 		return n, nil
 	}
+	if c.lost != nil {
+		return 0, c.lost
+	}
+	return c.receive(b)
+}
+
+// receive reads from the socket.
+func (c *conn) receive(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.heard.Store(int64(time.Since(c.began)))
@@ -164,6 +142,9 @@ func (c *conn) Read(b []byte) (int, error) {
 // blocks of 8 or 16, and a tag of 16 (RFC 5647 §7.2, PROTOCOL.chacha20poly1305).
 func (c *conn) Write(b []byte) (int, error) {
 	switch {
+	case c.introduced: // the library's first: hello has sent the same
+		c.introduced = false
+		return len(b), nil
 	case c.head != nil:
 		head := c.head
 		c.head = nil

@@ -64,8 +64,8 @@ func (w *world) dialRaw() *raw {
 		kex = append(kex, str(s)...)
 	}
 	kex = append(kex, 0, 0, 0, 0, 0)
-	theirs := c.kexInit()
 	c.send(kex)
+	theirs := c.kexInit()
 
 	mine, err := ecdh.X25519().GenerateKey(rand.Reader)
 	must(w.t, err)

@@ -85,6 +85,8 @@ func (s *Server) init() {
 			HostSigners:          signers(s.HostKeys),
 			ConnCallback:         s.accept,
 			ServerConfigCallback: s.handshake,
+
+			ConnectionFailedCallback: s.notAgreed,
 			// Global requests that nobody handles are refused at once, which is
 			// the right answer to keepalives. no-more-sessions@openssh.com is
 			// among them: it may overtake the channel that it comes after.

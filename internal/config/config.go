@@ -219,8 +219,9 @@ func Default() *Config {
 		Events:   Events{Keep: Duration(90 * 24 * time.Hour), PerUser: 10000},
 		Notify:   Notify{Command: []string{}, CommandUser: "nobody"},
 		SSH: SSH{
-			AcceptEnv:        []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
-			Ciphers:          []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"},
+			AcceptEnv: []string{"LANG", "LC_*", "TERM", "COLORTERM", "NO_COLOR"},
+			Ciphers: []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
+				"aes128-ctr", "aes192-ctr", "aes256-ctr"},
 			HandshakeTimeout: Duration(20 * time.Second),
 			MaxStartups:      100,
 			MaxPerSource:     20,
