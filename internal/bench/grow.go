@@ -17,7 +17,7 @@ import (
 
 const (
 	growRounds = 20
-	houses     = 4 // projects that idle logins are spread over
+	crowds     = 20 // people whom idle logins are spread over: one may have 64
 	idleTime   = 10 * time.Second
 )
 
@@ -128,7 +128,7 @@ func (r *rig) growSessions(ctx context.Context) error {
 	have := 1
 	for _, n := range []int{1, 20, 100} {
 		for ; have < n; have++ {
-			if err := r.launch(ctx, fmt.Sprintf("more%d", have)); err != nil {
+			if _, err := r.person(ctx, fmt.Sprintf("more%d", have)); err != nil {
 				return err
 			}
 		}
@@ -142,30 +142,20 @@ func (r *rig) growSessions(ctx context.Context) error {
 	return nil
 }
 
-// launch makes a project without a GPU and logs in to it.
-func (r *rig) launch(ctx context.Context, name string) error {
-	if err := r.admin(ctx, "project", "create", name, "--owner", "bench", "--gpus", "0"); err != nil {
-		return err
-	}
-	if out, err := r.ssh(ctx, r.ds01, "-l", name, "true").CombinedOutput(); err != nil {
-		return fmt.Errorf("log in to %s: %w: %s", name, err, out)
-	}
-	return nil
-}
-
 func (r *rig) growLogins(ctx context.Context) error {
 	table := [][]string{{"idle PTY logins", "memory of the gateway, MiB", "CPU of the gateway, % of a core"}}
-	for i := range houses {
-		if err := r.launch(ctx, fmt.Sprintf("house%d", i)); err != nil {
+	var people []*target
+	for i := range crowds {
+		p, err := r.person(ctx, fmt.Sprintf("house%d", i))
+		if err != nil {
 			return err
 		}
+		people = append(people, p)
 	}
 	have := 0
 	for _, n := range []int{0, 100, 1000} {
 		for ; have < n; have++ {
-			house := *r.ds01
-			house.user = fmt.Sprintf("house%d", have%houses)
-			client, _, out, err := r.atTerminal(&house, "")
+			client, _, out, err := r.atTerminal(people[have%crowds], "")
 			if err != nil {
 				return err
 			}

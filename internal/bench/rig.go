@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,6 +47,7 @@ type target struct {
 	host string // in the ssh config
 	user string
 	addr string
+	key  string       // file of the user's private key; "" is the rig's own
 	blob string       // path of blobSize bytes, where its commands run
 	pids func() []int // processes that a login costs CPU
 	mem  func() []int // processes that an idle login costs memory, save what it runs
@@ -85,25 +87,11 @@ func (r *rig) makeFiles(context.Context) error {
 	if err := os.Chmod(r.dir, 0o755); err != nil {
 		return err
 	}
-	_, private, err := ed25519.GenerateKey(rand.Reader)
+	key, err := writeKey(r.dir + "/key")
 	if err != nil {
 		return err
 	}
-	if r.key, err = ssh.NewSignerFromSigner(private); err != nil {
-		return err
-	}
-	block, err := ssh.MarshalPrivateKey(private, "bench")
-	if err != nil {
-		return err
-	}
-	for name, text := range map[string][]byte{
-		"key":     pem.EncodeToMemory(block),
-		"key.pub": ssh.MarshalAuthorizedKey(r.key.PublicKey()),
-	} {
-		if err := os.WriteFile(filepath.Join(r.dir, name), text, 0o600); err != nil {
-			return err
-		}
-	}
+	r.key = key
 	for _, name := range []string{"home", "files", "workspaces"} {
 		if err := os.Mkdir(filepath.Join(r.dir, name), 0o755); err != nil {
 			return err
@@ -115,6 +103,48 @@ func (r *rig) makeFiles(context.Context) error {
 	}
 	blob := bytes.Repeat([]byte("all work and no play makes jack a dull boy, and jill, too, 64 B\n"), blobSize/64)
 	return os.WriteFile(filepath.Join(r.dir, "files/blob"), blob, 0o644)
+}
+
+// writeKey makes a key, whose halves are in path and path.pub.
+func writeKey(path string) (ssh.Signer, error) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(private, "bench")
+	if err != nil {
+		return nil, err
+	}
+	key, err := ssh.NewSignerFromSigner(private)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		return nil, err
+	}
+	return key, os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(key.PublicKey()), 0o600)
+}
+
+// person returns a new user of ds01's with a key and a project without a GPU, whose
+// session runs: what one user may have is limited.
+func (r *rig) person(ctx context.Context, name string) (*target, error) {
+	p := *r.ds01
+	p.user, p.key = name, r.dir+"/key-"+name
+	if _, err := writeKey(p.key); err != nil {
+		return nil, err
+	}
+	for _, line := range [][]string{
+		{"user", "add", name, "--key", p.key + ".pub"},
+		{"project", "create", name, "--owner", name, "--gpus", "0"},
+	} {
+		if err := r.admin(ctx, line...); err != nil {
+			return nil, err
+		}
+	}
+	if out, err := r.ssh(ctx, &p, "true").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("log in as %s: %w: %s", name, err, out)
+	}
+	return &p, nil
 }
 
 // sshdConfig is OpenSSH with what Debian would have it do for a login of
@@ -202,8 +232,6 @@ workspaces: %[2]s/workspaces/{owner}/{project}
 cache: { path: "%[2]s/cache/{owner}/{project}" }
 agent: %[3]s/ds01-agent
 gpus: { probe: simulated, simulated: 4 }
-ssh: { max_startups: 1000, max_per_source: 1000 }
-limits: { sessions: 1000, cpus: 0, memory: 0, shm: 64MiB, stop_grace: 1s }
 `, addr, r.dir, root)
 	if err := os.WriteFile(r.dir+"/ds01.yaml", []byte(config), 0o600); err != nil {
 		return err
@@ -334,13 +362,27 @@ func (r *rig) warm(ctx context.Context) error {
 
 // ssh is the system's ssh to t.
 func (r *rig) ssh(ctx context.Context, t *target, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "ssh", append([]string{"-F", r.dir + "/ssh_config", t.host}, args...)...)
+	own := []string{"-F", r.dir + "/ssh_config"}
+	if t.key != "" {
+		own = append(own, "-i", t.key)
+	}
+	return exec.CommandContext(ctx, "ssh", slices.Concat(own, []string{"-l", t.user, t.host}, args)...)
 }
 
 // dial logs in to t with a client of our own.
 func (r *rig) dial(t *target) (*ssh.Client, error) {
+	key := r.key
+	if t.key != "" {
+		text, err := os.ReadFile(t.key)
+		if err != nil {
+			return nil, err
+		}
+		if key, err = ssh.ParsePrivateKey(text); err != nil {
+			return nil, err
+		}
+	}
 	return ssh.Dial("tcp", t.addr, &ssh.ClientConfig{
-		User: t.user, Auth: []ssh.AuthMethod{ssh.PublicKeys(r.key)},
+		User: t.user, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)},
 		HostKeyCallback: ssh.InsecureIgnoreHostKey(), // #nosec G106 -- it is ours, on loopback
 		Timeout:         patience,
 	})
