@@ -89,7 +89,8 @@ func identityOf(sc *gossh.ServerConn) (identity, error) {
 // authentication.
 func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 	c := connOf(ctx)
-	offered := c.hello().ciphers(s.Config().SSH.Ciphers)
+	offered := c.client.ciphers(s.Config().SSH.Ciphers)
+	c.client = nil // it is large
 	c.sealed = !slices.ContainsFunc(offered, isCounter)
 	cfg := &gossh.ServerConfig{
 		Config: gossh.Config{
@@ -103,24 +104,19 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 			gossh.KeyAlgoECDSA256, gossh.KeyAlgoECDSA384, gossh.KeyAlgoECDSA521, gossh.KeyAlgoSKECDSA256,
 			gossh.KeyAlgoRSASHA512, gossh.KeyAlgoRSASHA256,
 		},
-		MaxAuthTries:  maxAuthTries / 2, // the library allows as many offers of unknown keys beside
-		ServerVersion: serverVersion,
+		MaxAuthTries:        maxAuthTries / 2, // the library allows as many offers of unknown keys beside
+		ServerVersion:       serverVersion,
+		PreAuthConnCallback: func(pre gossh.ServerPreAuthConn) { c.preAuth = pre; c.guest.reaches(choosing) },
 		// The library sets NoClientAuth when its own three handlers are not
 		// used, and would let anybody in.
 		NoClientAuthCallback: func(gossh.ConnMetadata) (*gossh.Permissions, error) { return nil, errRefused },
-		AuthLogCallback: func(meta gossh.ConnMetadata, method string, err error) {
-			if err != nil && method == "publickey" {
-				c.triedAs(meta.User())
-			}
-		},
 	}
 
 	// PublicKeyCallback says whether a key is worth asking a signature for. A
 	// client may offer any number of keys that it does not own, by any name,
 	// so nothing here may be remembered.
 	cfg.PublicKeyCallback = func(meta gossh.ConnMetadata, key gossh.PublicKey) (_ *gossh.Permissions, err error) {
-		fault.Guard(c.log, func() { err = s.offered(c.ctx, meta.User(), key, c.from()) }, func() { err = errRefused })
-		c.explain(key, err)
+		fault.Guard(c.log, func() { err = s.judge(c, meta.User(), key) }, func() { err = errRefused })
 		return nil, err
 	}
 
@@ -132,6 +128,31 @@ func (s *Server) handshake(ctx ssh.Context) *gossh.ServerConfig {
 		return p, err
 	}
 	return cfg
+}
+
+// judge returns why a signature by key is not asked for, or nil. One that is
+// refused to its holder, such as a revoked one, is: they hear why once they have
+// proved that they hold it, and nobody else does.
+func (s *Server) judge(c *conn, login string, key gossh.PublicKey) error {
+	c.guest.reaches(choosing)
+	if len(s.Config().SSH.KeysCommand) > 0 {
+		// Strangers make up keys faster than the command can answer.
+		if err := s.asks.take(c.ctx, c.source, keys.CommandsMax-2); err != nil { // the rest is for those who are in
+			return err
+		}
+		defer s.asks.give()
+	}
+	err := s.offered(c.ctx, login, key, c.from())
+	c.explain(key, err)
+	switch _, refused := errors.AsType[*keys.Refused](err); {
+	case err == nil:
+		c.guest.reaches(proving)
+	case refused:
+		return nil
+	default:
+		c.unknown(login, key, err)
+	}
+	return err
 }
 
 // who returns whose key this is, when it comes from an address. The answer
@@ -146,12 +167,18 @@ func (s *Server) who(ctx context.Context, key gossh.PublicKey, from netip.Addr) 
 func (s *Server) identify(c *conn, login string, key gossh.PublicKey) (*gossh.Permissions, error) {
 	next := s.Keys.NextRevocation()
 	user, err := s.proven(c.ctx, login, key, c.from())
-	if err != nil {
-		return nil, err
-	}
 	fingerprint := gossh.FingerprintSHA256(plain(key))
+	var account *account
+	if err == nil {
+		account = s.accountOf(user.Name)
+		err = account.connect(s.Config().Policy(user.Role, user.Name).Connections)
+	}
+	if err != nil {
+		c.tried(login, fingerprint)
+		return nil, c.denied(key, err)
+	}
 	s.Keys.Used(key)
-	c.authenticate(user.Name, login, nameKey(key), next)
+	c.authenticate(user.Name, login, nameKey(key), account, next)
 	return &gossh.Permissions{
 		Extensions: map[string]string{userField: user.Name, roleField: user.Role, loginField: login, keyField: fingerprint},
 		ExtraData:  map[any]any{publicKeyField{}: key, fromField{}: c.from()},

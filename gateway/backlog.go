@@ -17,6 +17,7 @@ import (
 const (
 	maxStalled = 16       // channels of a connection that are not being read
 	maxBacklog = 64 << 20 // bytes, over all of a user's connections
+	maxOwn     = 3 << 20  // bytes that any of them may have beside: one channel's window
 )
 
 // A backlog is what one user's connections have sent and nobody has taken.
@@ -49,29 +50,12 @@ type inflow struct {
 	ended   bool
 }
 
-// backlogOf returns the user's, which lasts as long as the server: there are
-// only so many users.
-func (s *Server) backlogOf(user string) *backlog {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.backlogs[user]
-	if b == nil {
-		b = &backlog{}
-		b.room.L = &b.mu
-		if s.backlogs == nil {
-			s.backlogs = map[string]*backlog{}
-		}
-		s.backlogs[user] = b
-	}
-	return b
-}
-
 // add counts n bytes more, and waits while there are too many.
 func (f *inflow) add(n int) {
 	f.all.mu.Lock()
 	defer f.all.mu.Unlock()
 	f.count(int64(n))
-	for f.stalled > maxStalled && f.all.bytes > maxBacklog && !f.ended {
+	for f.all.bytes > maxBacklog && (f.stalled > maxStalled || f.stalled > 0 && f.bytes > maxOwn) && !f.ended {
 		f.all.room.Wait()
 	}
 }

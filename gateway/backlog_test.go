@@ -17,7 +17,7 @@ import (
 // sent is how many bytes the gateway has let a user's connections send without
 // anybody having taken them.
 func (w *world) sent(user string) int64 {
-	b := w.backlogOf(user)
+	b := &w.accountOf(user).backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.bytes

@@ -20,9 +20,6 @@ import (
 	"github.com/ds01/ds01/sessions"
 )
 
-// errTooMany is what a client hears that has maxChannels open.
-const errTooMany = "too many channels on this connection"
-
 // sayTime bounds the last words to a client that may not be reading.
 const sayTime = 250 * time.Millisecond
 
@@ -108,8 +105,8 @@ func (s *Server) session(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewChanne
 		_ = c.Close()
 		return
 	}
-	if !c.open() {
-		_ = nc.Reject(gossh.ResourceShortage, errTooMany)
+	if err := c.open(); err != nil {
+		c.refuse(nc, gossh.ResourceShortage, err.Error())
 		return
 	}
 	defer c.closed()

@@ -16,7 +16,6 @@ import (
 	"github.com/gliderlabs/ssh"
 	gossh "golang.org/x/crypto/ssh"
 
-	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/keys"
 	"github.com/ds01/ds01/sessions"
@@ -28,7 +27,9 @@ const endTime = 5 * time.Second
 var (
 	errClientLeft = errors.New("the client left")
 	errSilent     = errors.New("the client stopped answering")
+	errNotReading = errors.New("the client opens channels and does not read the answers")
 	errSlow       = errors.New("the client took too long to authenticate")
+	errTooLong    = errors.New("the client sent too much before it authenticated")
 )
 
 // A conn is one client's connection, from accept to close: the net.Conn below
@@ -50,6 +51,7 @@ type conn struct {
 	in *inflow // what it has sent and nobody has taken; set before proved
 
 	user       string           // whose it is, once proved
+	account    *account         // theirs
 	revocation *keys.Revocation // to look at the key again after; set before proved
 
 	sealed bool           // whether Write may hold a packet's head back; set before the key exchange
@@ -59,18 +61,28 @@ type conn struct {
 	stop    context.CancelCauseFunc
 	evicted atomic.Bool // its user may not be here any more
 
-	startup sync.Once     // gives back its place among the unauthenticated
-	closing sync.Once     // closes the socket
-	offered sync.Once     // tells the host keys
-	authed  chan struct{} // closed once the client has proved who it is
-	proved  atomic.Bool   // the same, for the hot path
-	heard   atomic.Int64  // when bytes last came, in nanoseconds after began
-	tries   atomic.Int32  // keys refused
+	guest   *guest                  // its place in the lobby
+	preAuth gossh.ServerPreAuthConn // sends banners; set before the first key is offered
+	client  *kexInit                // what the client can do, or nil; set before the key exchange
+	unread  int                     // bytes that may still come before the client has authenticated; the reader's
+
+	mute      sync.Mutex // guards what follows
+	refused   []string   // fingerprints of the keys that it has offered in vain
+	lastTried string     // the login name of the last of them; untrusted
+
+	turn      turn          // of those that cost CPU time
+	closing   sync.Once     // closes the socket
+	dismissed sync.Once     // counts it out of its user's
+	shut      atomic.Bool   // the socket is, or nearly
+	offered   sync.Once     // tells the host keys
+	authed    chan struct{} // closed once the client has proved who it is
+	proved    atomic.Bool   // the same, for the hot path
+	heard     atomic.Int64  // when bytes last came, in nanoseconds after began
+	refusals  atomic.Int32  // channels being refused
 
 	mu        sync.Mutex // guards what follows
 	ended     bool       // no channel and no goroutine may begin any more
 	channels  int
-	lastTried string                            // login name of the last refused key; untrusted
 	held      *hold                             // the last attachment, or nil
 	files     *hold                             // the same to a files session
 	terminals map[*channel]*sessions.Attachment // those with a command that runs, and where
@@ -89,15 +101,16 @@ func connOf(ctx ssh.Context) *conn {
 	return c
 }
 
-func newConn(s *Server, ctx ssh.Context, nc net.Conn, source netip.Prefix) *conn {
+func newConn(s *Server, ctx ssh.Context, a *arrival) *conn {
 	c := &conn{
-		Conn: nc, s: s, id: rand.Text()[:8], source: source, ssh: ctx, began: time.Now(),
+		Conn: a.Conn, s: s, id: rand.Text()[:8], source: a.guest.origin.from, ssh: ctx, began: time.Now(),
+		guest: a.guest, unread: maxUnproved,
 		authed:    make(chan struct{}),
 		terminals: map[*channel]*sessions.Attachment{},
 	}
 	c.log = s.Log.With("conn", c.id)
 	c.ctx, c.stop = context.WithCancelCause(ctx)
-	if sc, ok := nc.(syscall.Conn); ok {
+	if sc, ok := a.Conn.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
 	}
 	return c
@@ -118,9 +131,19 @@ func (c *conn) Read(b []byte) (int, error) {
 	return c.receive(b)
 }
 
-// receive reads from the socket.
+// receive reads from the socket. What a client sends before it has authenticated is
+// bounded, and it costs CPU time to answer: see turn.
 func (c *conn) receive(b []byte) (int, error) {
+	c.turn.give(&c.s.computes)
 	n, err := c.Conn.Read(b)
+	if n > 0 && !c.proved.Load() {
+		if c.unread -= n; c.unread < 0 {
+			return 0, errTooLong
+		}
+		if err := c.turn.take(c); err != nil {
+			return 0, err
+		}
+	}
 	if n > 0 {
 		c.heard.Store(int64(time.Since(c.began)))
 		if c.proved.Load() {
@@ -141,6 +164,7 @@ func (c *conn) receive(b []byte) (int, error) {
 // ciphers that seal, none has packets of a multiple of 8 bytes: 4 of length,
 // blocks of 8 or 16, and a tag of 16 (RFC 5647 §7.2, PROTOCOL.chacha20poly1305).
 func (c *conn) Write(b []byte) (int, error) {
+	c.turn.give(&c.s.computes)
 	switch {
 	case c.introduced: // the library's first: hello has sent the same
 		c.introduced = false
@@ -165,12 +189,12 @@ func (c *conn) SetDeadline(time.Time) error { return nil }
 
 // Close closes the socket and gives back the place among the unauthenticated.
 func (c *conn) Close() error {
-	c.startup.Do(func() { c.s.startups.release(c.source) })
+	c.turn.end(&c.s.computes)
+	c.guest.leave(false)
 	c.closing.Do(func() {
 		_ = c.Conn.Close() // nothing can be done about a socket that will not
-		if c.proved.Load() {
-			c.in.end()
-		}
+		c.shut.Store(true)
+		c.dismiss()
 	})
 	return nil
 }
@@ -183,36 +207,38 @@ func (c *conn) evict(why error) {
 	c.stop(why)
 }
 
-// triedAs notes a refused key, for the log alone.
-func (c *conn) triedAs(login string) {
-	c.tries.Add(1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.lastTried = login
+// dismiss counts the connection out of its user's, if it has been counted in.
+func (c *conn) dismiss() {
+	if c.proved.Load() {
+		c.dismissed.Do(func() { c.in.end(); c.account.disconnect() })
+	}
 }
 
-// authenticate ends the handshake's limits. Of user's key it is known that
-// they had it before next.
-func (c *conn) authenticate(user, login, key string, next *keys.Revocation) {
-	c.startup.Do(func() { c.s.startups.release(c.source) })
-	if !c.proved.Load() {
-		c.user, c.revocation = user, next
-		c.in = &inflow{all: c.s.backlogOf(user)}
-		c.proved.Store(true)
-		close(c.authed)
+// authenticate ends the handshake's limits, and begins those of a's user. Of their
+// key it is known that they had it before next.
+func (c *conn) authenticate(user, login, key string, a *account, next *keys.Revocation) {
+	c.turn.end(&c.s.computes)
+	c.guest.leave(true)
+	c.s.spares.keep(c.source, c.refused)
+	c.user, c.account, c.revocation = user, a, next
+	c.in = &inflow{all: &a.backlog}
+	c.proved.Store(true)
+	if c.shut.Load() { // just now, for another reason
+		c.dismiss()
 	}
+	close(c.authed)
 	c.log.Info(fmt.Sprintf("login from %s with %s", c.RemoteAddr(), key), "user", user, "project", shorten(login))
 }
 
 // watch owns the connection: it ends one that does not authenticate in time or
 // stops answering, and returns when nothing of it is left.
-func (c *conn) watch(limits config.SSH) {
-	defer context.AfterFunc(c.s.ctx, func() { c.stop(context.Cause(c.s.ctx)) })()
-	handshake := time.NewTimer(time.Duration(limits.HandshakeTimeout))
+func (c *conn) watch(a *arrival) {
+	defer context.AfterFunc(a.ended, func() { c.stop(context.Cause(a.ended)) })()
+	handshake := time.NewTimer(time.Duration(a.limits.HandshakeTimeout))
 	defer handshake.Stop()
 	select {
 	case <-c.authed:
-		c.keepAlive(time.Duration(limits.KeepaliveEvery))
+		c.keepAlive(time.Duration(a.limits.KeepaliveEvery))
 	case <-handshake.C:
 		c.stop(errSlow)
 	case <-c.ctx.Done():
@@ -239,12 +265,10 @@ func (c *conn) logEnd() {
 		c.log.Info("connection closed after "+time.Since(c.began).Round(time.Second).String(), "err", cause)
 		return
 	}
-	c.mu.Lock()
-	login := c.lastTried
-	c.mu.Unlock()
-	if n := c.tries.Load(); n > 0 { // a probe that offers no key is not worth a line
-		c.s.failures.info(c.log, fmt.Sprintf("refused a login from %s after %d keys", c.RemoteAddr(), n), "project", shorten(login), "err", cause)
+	if errors.Is(cause, errStalled) {
+		c.s.refusals.info(c.log, "ended a connection from "+c.RemoteAddr().String(), "err", cause)
 	}
+	c.logRefused(cause)
 }
 
 // keepAlive returns when the connection ends, and ends one whose client has
@@ -303,26 +327,6 @@ func (c *conn) keepAlive(every time.Duration) {
 			return
 		}
 	}
-}
-
-// open counts a channel in, unless there are too many or the connection ends.
-func (c *conn) open() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended || c.channels >= maxChannels {
-		return false
-	}
-	c.channels++
-	c.work.Add(1)
-	return true
-}
-
-// closed counts a channel out.
-func (c *conn) closed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.channels--
-	c.work.Done()
 }
 
 // notify shows text on those of the connection's terminals that are in a's session.

@@ -277,7 +277,7 @@ func TestNotSSH(t *testing.T) {
 		must(t, conn.SetDeadline(time.Now().Add(patience/2)))
 		_, err = io.WriteString(conn, greeting)
 		must(t, err)
-		if got, err := io.ReadAll(conn); string(got) != "Invalid SSH identification string.\r\n" || err != nil {
+		if got, err := io.ReadAll(conn); string(got) != serverVersion+"\r\nInvalid SSH identification string.\r\n" || err != nil {
 			t.Errorf("%q: %q, %v", greeting, got, err)
 		}
 		must(t, conn.Close())

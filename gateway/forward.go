@@ -39,13 +39,13 @@ func (s *Server) directUnix(_ *ssh.Server, sc *gossh.ServerConn, nc gossh.NewCha
 // connects the channel with it. The client hears that the channel is open once
 // the other end is, or what is wrong: its request (malformed) or anything else.
 func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context, network, address string, malformed error) {
+	c := connOf(ctx)
 	if malformed != nil {
-		_ = nc.Reject(gossh.ConnectionFailed, malformed.Error()) // who is gone needs no answer, here and below
+		c.refuse(nc, gossh.ConnectionFailed, malformed.Error())
 		return
 	}
-	c := connOf(ctx)
-	if !c.open() {
-		_ = nc.Reject(gossh.ResourceShortage, errTooMany)
+	if err := c.open(); err != nil {
+		c.refuse(nc, gossh.ResourceShortage, err.Error())
 		return
 	}
 	defer c.closed()
@@ -56,14 +56,14 @@ func (s *Server) direct(sc *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Conte
 			if errors.Is(err, errForbidden) || errors.Is(err, errUncertified) || errors.Is(err, errNotProject) {
 				reason = gossh.Prohibited
 			}
-			_ = nc.Reject(reason, fault.For(err).Say)
+			c.refuse(nc, reason, fault.For(err).Say)
 			return
 		}
 		c.settle(c.ctx)
 		far, err := a.Container.Dial(c.ctx, network, address)
 		if err != nil {
 			c.log.Debug("forward", "err", err)
-			_ = nc.Reject(gossh.ConnectionFailed, clean(err.Error()))
+			c.refuse(nc, gossh.ConnectionFailed, clean(err.Error()))
 			return
 		}
 		ch, reqs, err := nc.Accept()

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
+	"net/netip"
 	osexec "os/exec"
 	"slices"
 	"strings"
@@ -109,6 +111,13 @@ func TestNoCommonCipher(t *testing.T) {
 	}, w.log.String)
 }
 
+// stranger is a connection of which nothing has been read yet.
+func stranger(nc net.Conn) *conn {
+	s := &Server{}
+	guest := s.lobby.arrive(netip.Prefix{}, config.Default().SSH, func(error) {})
+	return &conn{Conn: nc, s: s, ctx: context.Background(), guest: guest, unread: maxUnproved, began: time.Now()}
+}
+
 // helloOf has a client say text in pieces, with a pause before each, and returns
 // what hello makes of it, and all that a library would read after it.
 func helloOf(pause time.Duration, pieces ...[]byte) (init *kexInit, read []byte) {
@@ -121,8 +130,7 @@ func helloOf(pause time.Duration, pieces ...[]byte) (init *kexInit, read []byte)
 		}
 		_ = client.Close()
 	}()
-	c := &conn{Conn: server, began: time.Now()}
-	c.startup.Do(func() {}) // it holds no place
+	c := stranger(server)
 	init = c.hello()
 	read, _ = io.ReadAll(c)
 	return init, read
@@ -189,8 +197,7 @@ func FuzzHello(f *testing.F) {
 	f.Add(slices.Concat([]byte("SSH-2.0-x\r\n"), algorithms(openSSH, openSSH)), uint16(100))
 	f.Add(slices.Concat([]byte("SSH-2.0-x\n"), algorithms(counters, nil), algorithms(nil, counters)), uint16(9999))
 	f.Fuzz(func(t *testing.T, text []byte, size uint16) {
-		c := &conn{Conn: &said{rest: text, size: int(size) + 1}, began: time.Now()}
-		c.startup.Do(func() {})
+		c := stranger(&said{rest: text, size: int(size) + 1})
 		init := c.hello()
 		if kept := cap(c.ahead); kept > 4*(maxPacket+firstRead) {
 			t.Errorf("%d bytes are kept", kept)

@@ -22,40 +22,8 @@ const (
 	maxTyped     = 4 << 10   // bytes kept of what is typed ahead of the shell
 	maxUserName  = 80        // bytes of a login name that are logged or shown
 	maxDrain     = 256 << 10 // bytes read from a terminal after its program's end; its buffers hold less
+	maxUnproved  = 512 << 10 // bytes read before the client has authenticated: twenty keys, and their certificates
 )
-
-// startups counts connections that have not authenticated yet. The zero value
-// is ready, and may be used concurrently.
-type startups struct {
-	mu       sync.Mutex
-	total    int
-	bySource map[netip.Prefix]int
-}
-
-// take counts one more from source, unless total or perSource is reached.
-func (s *startups) take(source netip.Prefix, total, perSource int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.total >= total || s.bySource[source] >= perSource {
-		return false
-	}
-	if s.bySource == nil {
-		s.bySource = map[netip.Prefix]int{}
-	}
-	s.total++
-	s.bySource[source]++
-	return true
-}
-
-// release counts one less.
-func (s *startups) release(source netip.Prefix) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.total--
-	if s.bySource[source]--; s.bySource[source] == 0 {
-		delete(s.bySource, source)
-	}
-}
 
 // source is whom a limit counts a peer as: its address, and in IPv6 its /64,
 // of which anyone has all.

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,84 +36,6 @@ func (w *world) knock(from string) (net.Conn, bool) {
 		w.t.Fatalf("half a version: %q", line[:n])
 	}
 	return c, err == nil
-}
-
-// Strangers can take up little, and one address even less.
-func TestTooManyStartups(t *testing.T) {
-	w := newWorld(t, func(c *config.Config, _ *Server) { c.SSH.MaxStartups, c.SSH.MaxPerSource = 3, 2 })
-	const one, two, three = "127.0.0.1", "127.0.0.2", "127.0.0.3"
-	first, ok := w.knock(one)
-	if !ok {
-		t.Fatal("the first of all is refused")
-	}
-	expect := func(what, from string, want bool) net.Conn {
-		t.Helper()
-		c, ok := w.knock(from)
-		if ok != want {
-			t.Fatalf("%s: let in %v; want %v", what, ok, want)
-		}
-		return c
-	}
-	expect("the second", one, true)
-	for range 5 {
-		expect("one more than an address may have", one, false)
-	}
-	expect("another address", two, true)
-	expect("one more than all may have", three, false)
-	if n := strings.Count(w.log.String(), "refused a connection from"); n != 1 {
-		t.Errorf("%d lines about refusals; want 1", n)
-	}
-
-	// Who leaves makes room for one.
-	must(t, first.Close())
-	eventually(t, "room", func() bool {
-		c, ok := w.knock(three)
-		if ok {
-			_ = c.Close()
-		}
-		return ok
-	})
-	// Who authenticates makes room, too, and stays.
-	var clients []*gossh.Client
-	eventually(t, "logins", func() bool {
-		if client, err := w.tryDial("alice", "thesis"); err == nil {
-			clients = append(clients, client)
-		}
-		return len(clients) == 6
-	})
-	for _, client := range clients {
-		if got := exec(t, client, "echo in"); got.out != "in\n" {
-			t.Errorf("logged in: %v", got)
-		}
-		must(t, client.Close())
-	}
-	expect("one beside the second", one, true)
-	expect("one more", one, false)
-}
-
-func TestStartups(t *testing.T) {
-	var s startups
-	a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64")
-	var took atomic.Int32
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			if s.take(a, 100, 7) {
-				took.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	if took.Load() != 7 || s.take(a, 100, 7) || !s.take(b, 8, 7) || s.take(b, 8, 7) {
-		t.Errorf("%d of 50 let in, %+v; want 7 from one source, 8 in all", took.Load(), s.bySource)
-	}
-	for range 7 {
-		s.release(a)
-	}
-	s.release(b)
-	if s.total != 0 || len(s.bySource) != 0 {
-		t.Errorf("afterwards: total %d, by source %v; want nothing kept", s.total, s.bySource)
-	}
 }
 
 func TestSource(t *testing.T) {

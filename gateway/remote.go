@@ -307,7 +307,7 @@ func (c *conn) accept(sc *gossh.ServerConn, r *remote, l net.Listener) {
 			}
 		}
 		wait = time.Millisecond
-		if !c.open() {
+		if c.open() != nil {
 			_ = far.Close()
 			continue
 		}

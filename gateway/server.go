@@ -36,7 +36,7 @@ var errRestarting = &fault.Error{
 // A Server is the SSH side of ds01. Set the fields, which may not change
 // afterwards, and call Serve. The methods may be called concurrently.
 //
-// Lock order: Server.mu, conn.mu, stream.mu; none is held while waiting for a
+// Lock order: Server.mu, conn.mu, account.mu, stream.mu; none is held while waiting for a
 // client.
 type Server struct {
 	Keys     *keys.Store
@@ -50,13 +50,17 @@ type Server struct {
 	ssh      *ssh.Server
 	ctx      context.Context // ends with Shutdown, for the reason errRestarting
 	stop     context.CancelCauseFunc
-	startups startups
+	lobby    lobby // connections that have not authenticated
+	computes turns // of those, the ones that cost CPU time
+	asks     turns // and those about whose keys ssh.authorized_keys_command is asked
 
-	refusals, failures, explained, troubles quiet // log lines that strangers can cause
+	refusals, explained, troubles quiet  // log lines that strangers can cause
+	failures                      sorted // likewise, each once
+	spares                        spares
 
 	mu        sync.Mutex // guards what follows, and that no conn is added after stop
 	listeners []net.Listener
-	backlogs  map[string]*backlog // by user
+	accounts  map[string]*account // by user
 	conns     sync.WaitGroup      // each conn's watch
 }
 
@@ -130,7 +134,8 @@ func (s *Server) Serve(l net.Listener) error {
 	if stopped {
 		return l.Close()
 	}
-	if err := s.ssh.Serve(l); s.ctx.Err() == nil {
+	defer l.Close()
+	if err := s.acceptFrom(l); s.ctx.Err() == nil {
 		return fmt.Errorf("serve SSH: %w", err)
 	}
 	return nil
@@ -162,32 +167,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// accept takes a connection in, or closes it at once if there are too many
-// that have not said who they are.
-func (s *Server) accept(ctx ssh.Context, nc net.Conn) net.Conn {
-	limits := s.Config().SSH
-	from := source(nc.RemoteAddr())
-	if !s.startups.take(from, limits.MaxStartups, limits.MaxPerSource) {
-		s.refusals.info(s.Log, "refused a connection from "+nc.RemoteAddr().String()+": too many are not authenticated")
-		return nil
-	}
-	c := newConn(s, ctx, nc, from)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
-		s.startups.release(from)
-		return nil
-	}
-	s.conns.Go(func() { fault.Guard(c.log, func() { c.watch(limits) }, func() { _ = c.Close() }) })
-	ctx.SetValue(connKey{}, c)
-	return c
-}
-
 // reject refuses channels of types that the gateway does not have.
-func (s *Server) reject(_ *ssh.Server, _ *gossh.ServerConn, nc gossh.NewChannel, _ ssh.Context) {
+func (s *Server) reject(_ *ssh.Server, _ *gossh.ServerConn, nc gossh.NewChannel, ctx ssh.Context) {
+	c := connOf(ctx)
 	if nc.ChannelType() == "tun@openssh.com" {
-		_ = nc.Reject(gossh.Prohibited, "there are no tunnels here") // who is gone needs no answer
+		c.refuse(nc, gossh.Prohibited, "there are no tunnels here")
 		return
 	}
-	_ = nc.Reject(gossh.UnknownChannelType, "unknown channel type")
+	c.refuse(nc, gossh.UnknownChannelType, "unknown channel type")
 }

@@ -19,11 +19,13 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
+// CommandsMax is how many of a site's commands run at once.
+const CommandsMax = 8
+
 // What a site's command may cost. Strangers can have it run: for each key that
 // they make up.
 const (
 	commandTime   = 5 * time.Second // from the question to the answer
-	commandsMax   = 8               // at once
 	commandOutput = 4 << 10         // bytes
 
 	answerKept  = time.Minute     // for how long a key is somebody's, unasked
@@ -76,7 +78,7 @@ type answer struct {
 }
 
 func newAsker() *asker {
-	return &asker{run: run, slots: make(chan struct{}, commandsMax), answers: map[string]*answer{}}
+	return &asker{run: run, slots: make(chan struct{}, CommandsMax), answers: map[string]*answer{}}
 }
 
 // ask returns the name that c prints for key, or "". Whoever asks first runs the

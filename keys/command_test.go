@@ -196,8 +196,8 @@ func TestCommandsAreBounded(t *testing.T) {
 			t.Errorf("who has left gets %v", err)
 		}
 		all.Wait()
-		if most.Load() != commandsMax {
-			t.Errorf("%d at once; want %d", most.Load(), commandsMax)
+		if most.Load() != CommandsMax {
+			t.Errorf("%d at once; want %d", most.Load(), CommandsMax)
 		}
 	})
 }

@@ -32,7 +32,7 @@ var (
 	ErrNoKey = errors.New("no such key")
 	// ErrKeyTaken is a key that is registered already. It is not said for whom.
 	ErrKeyTaken = errors.New("the key is registered already")
-	// ErrUnknownKey is a key that lets nobody in.
+	// ErrUnknownKey is a key that lets nobody in. A *Refused wraps it.
 	ErrUnknownKey = errors.New("unknown key")
 )
 
@@ -86,3 +86,12 @@ func CheckName(name string) error {
 	}
 	return nil
 }
+
+// A Refused is why a key lets nobody in that is, or was, somebody's. Its holder may
+// hear why, once they have proved that they hold it. It wraps ErrUnknownKey.
+type Refused struct{ Why string }
+
+func (r *Refused) Error() string { return ErrUnknownKey.Error() + ": " + r.Why }
+
+// Unwrap returns ErrUnknownKey.
+func (r *Refused) Unwrap() error { return ErrUnknownKey }

@@ -404,8 +404,12 @@ func (s *Store) registered(ctx context.Context, key ssh.PublicKey) (u User, vouc
 		return User{}, nil, false, ErrUnknownKey
 	case err != nil:
 		return User{}, nil, false, fmt.Errorf("look up key: %w", err)
-	case !bytes.Equal(blob, key.Marshal()), u.Disabled, expires != 0 && expires <= db.Millis(time.Now()):
+	case !bytes.Equal(blob, key.Marshal()):
 		return User{}, nil, true, ErrUnknownKey
+	case u.Disabled:
+		return User{}, nil, true, &Refused{"its user is disabled"}
+	case expires != 0 && expires <= db.Millis(time.Now()):
+		return User{}, nil, true, &Refused{"it has expired"}
 	}
 	return u, voucher, true, nil
 }

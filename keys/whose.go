@@ -78,7 +78,7 @@ func (s *Store) checkRevoked(key ssh.PublicKey, src Sources) error {
 		return fmt.Errorf("nobody can log in without ssh.revoked_keys: %w", err)
 	}
 	if why := revoked.Has(key); why != "" {
-		return fmt.Errorf("%w: revoked by its %s", ErrUnknownKey, why)
+		return &Refused{"revoked by its " + why}
 	}
 	return nil
 }
@@ -93,7 +93,7 @@ func (s *Store) certified(ctx context.Context, cert *ssh.Certificate, from netip
 		return User{}, fmt.Errorf("%w: no CA of ours has signed it", ErrUnknownKey)
 	}
 	if err := checkCertificate(cert, from, time.Now()); err != nil {
-		return User{}, fmt.Errorf("%w: %w", ErrUnknownKey, err)
+		return User{}, &Refused{err.Error()}
 	}
 	var holders []User
 	for _, name := range cert.ValidPrincipals {
@@ -108,11 +108,11 @@ func (s *Store) certified(ctx context.Context, cert *ssh.Certificate, from netip
 	}
 	switch {
 	case len(holders) == 0:
-		return User{}, fmt.Errorf("%w: none of its principals is a user", ErrUnknownKey)
+		return User{}, &Refused{"none of its principals is a user"}
 	case len(holders) > 1:
-		return User{}, fmt.Errorf("%w: its principals are several users", ErrUnknownKey)
+		return User{}, &Refused{"its principals are several users"}
 	case holders[0].Disabled:
-		return User{}, fmt.Errorf("%w: its user is disabled", ErrUnknownKey)
+		return User{}, &Refused{"its user is disabled"}
 	}
 	return holders[0], nil
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 var (
@@ -78,6 +79,8 @@ func (k *checker) door(c *Config) {
 		"%s is not host:port, such as :2222 or 127.0.0.1:2222", quote(c.Listen))
 	k.must(controlName.MatchString(c.ControlName), "control_name",
 		"%s is not a login name: lower-case letters, digits and hyphens, 63 at most", quote(c.ControlName))
+	k.must(len(c.Contact) <= 200 && !strings.ContainsFunc(c.Contact, func(r rune) bool { return !unicode.IsPrint(r) }), "contact",
+		"%s is not one line of at most 200 bytes, such as help@lab.example", quote(c.Contact))
 	k.must(c.AdminGroup == "" || accountName.MatchString(c.AdminGroup), "admin_group",
 		"%s is not a group's name", quote(c.AdminGroup))
 	for i, pattern := range c.SSH.AcceptEnv {
@@ -93,6 +96,7 @@ func (k *checker) door(c *Config) {
 	k.must(c.SSH.KeepaliveEvery > 0, "ssh.keepalive_interval", "must be more than 0")
 	k.must(c.SSH.MaxStartups > 0, "ssh.max_startups", "must be 1 or more")
 	k.must(c.SSH.MaxPerSource > 0, "ssh.max_per_source", "must be 1 or more")
+	k.must(c.SSH.MaxWaiting >= 0, "ssh.max_waiting", "must be 0 or more")
 	for i, path := range c.SSH.UserCAs {
 		k.absolute(item("ssh.user_cas", i), path)
 	}
@@ -234,6 +238,7 @@ func (k *checker) limits(under string, l Limits) {
 		value int
 		most  int
 	}{
+		{"connections", l.Connections, 10000},
 		{"sessions", l.Sessions, 10000},
 		{"pids", l.Pids, 1 << 22},           // the kernel's PID_MAX_LIMIT
 		{"nofile", l.NoFile, 1 << 20},       // the kernel's default fs.nr_open

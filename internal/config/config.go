@@ -14,6 +14,7 @@ import (
 type Config struct {
 	Listen      string             `yaml:"listen"`
 	ControlName string             `yaml:"control_name"`
+	Contact     string             `yaml:"contact"`     // how to reach the site's people; shown to strangers
 	AdminGroup  string             `yaml:"admin_group"` // host group whose accounts are admins at the host's socket
 	StateDir    string             `yaml:"state_dir"`
 	RunDir      string             `yaml:"run_dir"`
@@ -104,8 +105,9 @@ type SSH struct {
 	AcceptEnv        []string `yaml:"accept_env"`         // patterns, as sshd's AcceptEnv
 	Ciphers          []string `yaml:"ciphers"`            // that may be used, by their names in the protocol
 	HandshakeTimeout Duration `yaml:"handshake_timeout"`  // from accept to authenticated
-	MaxStartups      int      `yaml:"max_startups"`       // unauthenticated connections at once
+	MaxStartups      int      `yaml:"max_startups"`       // connections that authenticate at once
 	MaxPerSource     int      `yaml:"max_per_source"`     // … from one address
+	MaxWaiting       int      `yaml:"max_waiting"`        // connections that wait for a place among these
 	KeepaliveEvery   Duration `yaml:"keepalive_interval"` // a client that misses four is gone
 	UserCAs          []string `yaml:"user_cas"`           // files of public keys whose certificates prove who users are
 	RevokedKeys      string   `yaml:"revoked_keys"`       // file of keys and certificates that do so no more; "" is none
@@ -118,6 +120,7 @@ type SSH struct {
 type Limits struct {
 	GPUs        float64  `yaml:"gpus"`         // at once, over all of a user's sessions, a MIG instance its part; 0 is none
 	Weight      float64  `yaml:"weight"`       // in line for a GPU: with 2, GPU time counts half
+	Connections int      `yaml:"connections"`  // of SSH at once; 0 is no limit
 	Sessions    int      `yaml:"sessions"`     // at once; 0 is none
 	CPUs        float64  `yaml:"cpus"`         // per session, as all below; 0 is no limit
 	Memory      Bytes    `yaml:"memory"`       // 0 is no limit
@@ -171,6 +174,7 @@ type Policy struct {
 type Overlay struct {
 	GPUs        *float64  `yaml:"gpus,omitempty"`
 	Weight      *float64  `yaml:"weight,omitempty"`
+	Connections *int      `yaml:"connections,omitempty"`
 	Sessions    *int      `yaml:"sessions,omitempty"`
 	CPUs        *float64  `yaml:"cpus,omitempty"`
 	Memory      *Bytes    `yaml:"memory,omitempty"`
@@ -223,8 +227,9 @@ func Default() *Config {
 			Ciphers: []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
 				"aes128-ctr", "aes192-ctr", "aes256-ctr"},
 			HandshakeTimeout: Duration(20 * time.Second),
-			MaxStartups:      100,
-			MaxPerSource:     20,
+			MaxStartups:      200,
+			MaxPerSource:     100,
+			MaxWaiting:       1000,
 			KeepaliveEvery:   Duration(25 * time.Second),
 			UserCAs:          []string{},
 			KeysCommand:      []string{},
@@ -233,6 +238,7 @@ func Default() *Config {
 		Limits: Limits{
 			GPUs:        1,
 			Weight:      1,
+			Connections: 64,
 			Sessions:    3,
 			CPUs:        8,
 			Memory:      32 << 30,
@@ -268,6 +274,7 @@ func (c *Config) Policy(role, user string) Policy {
 func (p *Policy) overlay(o Overlay) {
 	override(&p.GPUs, o.GPUs)
 	override(&p.Weight, o.Weight)
+	override(&p.Connections, o.Connections)
 	override(&p.Sessions, o.Sessions)
 	override(&p.CPUs, o.CPUs)
 	override(&p.Memory, o.Memory)

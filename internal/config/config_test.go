@@ -141,7 +141,7 @@ func TestProblems(t *testing.T) {
 		{"roles:\n  student:\n    pids: -4", `4: roles.student.pids: -4 is not 0 to 4194304`},
 		{"roles: { student: { root: maybe } }", `2: roles.student.root: want true or false, not the text "maybe"`},
 		{"roles: { student: { image: '' } }", `2: roles.student.image: "" is not an image`},
-		{"roles: { student: { idle: 5m } }", `2: roles.student.idle: no such setting; there is connected_idle_timeout, cpus, forward,`},
+		{"roles: { student: { idle: 5m } }", `2: roles.student.idle: no such setting; there is connected_idle_timeout, connections, cpus, forward,`},
 		{"users: { \"a b\": { gpus: 1 } }", `2: users.a b: "a b" is not a name`},
 		{"listen: '2222'", `2: listen: "2222" is not host:port`},
 		{"listen: ':99999'", `2: listen: ":99999" is not host:port`},

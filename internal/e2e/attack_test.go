@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ var attacks = map[string]struct {
 	"method":        {"METHOD NAME", 2, attackMethod},
 	"early":         {"auth|kex", 1, attackEarly},
 	"half-open":     {"N", 1, attackHalfOpen},
+	"strangers":     {"N ADDRESSES silent|trickle|exchange", 3, attackStrangers},
 	"resize-flood":  {"KEY NAME", 2, attackResizeFlood},
 	"channel-flood": {"KEY NAME N", 3, attackChannelFlood},
 	"env-flood":     {"KEY NAME N", 3, attackEnvFlood},
@@ -108,6 +110,75 @@ func attackHalfOpen(args []string) error {
 	held.Wait() // the handshake's deadline ends them all
 	fmt.Println("all closed")
 	return nil
+}
+
+// attackStrangers opens N connections from each of so many addresses of this host,
+// beginning with 127.0.0.2, none of which ever authenticates, and makes a new one for
+// each that is closed, until it is killed. They say nothing, or one byte of a
+// hello after the other, or all that comes before authentication.
+func attackStrangers(args []string) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	addresses, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	held := make(chan struct{}, n*addresses)
+	for i := range n * addresses {
+		from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%addresses))}
+		go func() {
+			for first := true; ; first = false {
+				if conn, err := (&net.Dialer{LocalAddr: from}).Dial("tcp", os.Getenv("DS01_ADDR")); err == nil {
+					if first {
+						held <- struct{}{}
+					}
+					stayStrange(conn, args[2])
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		}()
+	}
+	for range n * addresses {
+		<-held
+	}
+	if err := os.WriteFile("strangers", nil, 0o600); err != nil {
+		return err
+	}
+	time.Sleep(10 * time.Minute) // the scenario kills it
+	return nil
+}
+
+// stayStrange keeps conn open for as long as the gateway does.
+func stayStrange(conn net.Conn, how string) {
+	defer conn.Close()
+	if how == "trickle" {
+		go func() {
+			for i := 0; ; i++ {
+				b := "SSH-2.0-slow\r\n\x00\x00\x40\x00\x04\x14"
+				if _, err := conn.Write([]byte{b[min(i, len(b)-1)]}); err != nil {
+					return
+				}
+				time.Sleep(200 * time.Millisecond)
+			}
+		}()
+	}
+	if how == "exchange" {
+		c := &rawConn{Conn: conn, in: bufio.NewReader(conn), clientID: "SSH-2.0-attacker"}
+		if _, err := fmt.Fprintf(c, "%s\r\n", c.clientID); err != nil {
+			return
+		}
+		line, err := c.in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		c.serverID = strings.TrimRight(line, "\r\n")
+		if c.exchangeKeys() != nil {
+			return
+		}
+	}
+	_, _ = io.Copy(io.Discard, conn)
 }
 
 // login is an honest connection, as the start of a dishonest one.
