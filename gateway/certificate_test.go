@@ -25,7 +25,7 @@ func believeCA(t *testing.T) (revoked string, change func(*config.Config, *Serve
 	return revoked, func(cfg *config.Config, _ *Server) {
 		cfg.SSH.UserCAs, cfg.SSH.RevokedKeys = []string{ca}, revoked
 		cfg.Limits.Forward.X11 = true
-		cfg.SSH.KeepaliveEvery = config.Duration(40 * time.Millisecond)
+		cfg.SSH.KeepaliveEvery = config.Duration(200 * time.Millisecond) // four of which a busy machine may take to answer
 	}
 }
 
