@@ -97,12 +97,13 @@ func TestMountOf(t *testing.T) {
 
 func TestTerminals(t *testing.T) {
 	for _, tt := range []struct {
-		most, used, reserve, sessions int
-		want                          State
+		most, used, reserve, each, sessions int
+		want                                State
 	}{
-		{4096, 10, 1024, 0, OK}, {4096, 10, 1024, 200, Warn}, {32768, 10, 1024, 200, OK}, {4096, 3060, 1024, 1, Bad}, {1024, 0, 1024, 0, Bad}, {4096, 3000, 1024, 1, Warn},
+		{4096, 10, 1024, 128, 0, OK}, {4096, 10, 1024, 128, 200, Warn}, {32768, 10, 1024, 128, 200, OK}, {4096, 3060, 1024, 16, 1, Bad},
+		{1024, 0, 1024, 128, 0, Bad}, {1024, 0, 1024, 0, 0, Bad}, {4096, 2000, 1024, 1100, 0, Bad}, {4096, 2000, 1024, 600, 2, Warn}, {4096, 10, 1024, 0, 0, Warn},
 	} {
-		if got := judgeTerminals(tt.most, tt.used, tt.reserve, tt.sessions); got[0].State != tt.want {
+		if got := judgeTerminals(tt.most, tt.used, tt.reserve, tt.each, tt.sessions); got[0].State != tt.want {
 			t.Errorf("%+v: %+v", tt, got)
 		}
 	}

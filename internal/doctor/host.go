@@ -141,22 +141,23 @@ func lookAtTerminals(_ context.Context, e *examination) []Finding {
 	}
 	used, _ := strconv.Atoi(e.file("/proc/sys/kernel/pty/nr"))
 	reserve, _ := strconv.Atoi(e.file("/proc/sys/kernel/pty/reserve"))
-	return judgeTerminals(most, used, reserve, e.engine.Sessions)
+	return judgeTerminals(most, used, reserve, e.Config.Limits.Terminals, e.engine.Sessions)
 }
 
-// terminalsEach is how many terminals a session should find free.
-const terminalsEach = 16
-
-func judgeTerminals(most, used, reserve, sessions int) []Finding {
+// judgeTerminals compares the terminals that are left for containers with the
+// most that one session may have: each is limits.terminals, and 0 is no limit.
+func judgeTerminals(most, used, reserve, each, sessions int) []Finding {
 	left := most - reserve - used
 	do := "sysctl -w kernel.pty.max=32768, and keep it in /etc/sysctl.d"
 	switch {
-	case left < terminalsEach:
-		return bad(do, "%d of %d terminals are in use, and %d are kept for the host", used, most, reserve)
-	case left < terminalsEach*max(sessions, 60):
-		return warn(do, "%d terminals are left for containers (kernel.pty.max %d), %d for each of %d sessions", left, most, left/max(sessions, 60), max(sessions, 60))
+	case left < max(each, 1):
+		return bad(do, "%d of %d terminals are in use, and %d are kept for the host: one session may take the rest", used, most, reserve)
+	case each == 0:
+		return warn("set limits.terminals", "one session may take all %d terminals that are left, as limits.terminals is 0", left)
+	case left < each*sessions:
+		return warn(do, "%d terminals are left for containers (kernel.pty.max %d), and %d sessions may take %d each", left, most, sessions, each)
 	}
-	return ok("%d of %d terminals are in use", used, most)
+	return ok("%d of %d terminals are in use, and a session may take %d", used, most, each)
 }
 
 func lookAtClock(_ context.Context, _ *examination) []Finding {
