@@ -184,9 +184,10 @@ func sweepMounts(dir string) error {
 }
 
 // bind mounts what source is at point, with all that is mounted below it, and with
-// nosuid and nodev.
+// nosuid and nodev. The copy is private: where mounts are shared, as with systemd, the
+// kernel would otherwise unmount what is below the source together with the copy.
 func bind(source *os.File, point string, readOnly bool) error {
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 	if readOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}

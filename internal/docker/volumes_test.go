@@ -2,9 +2,11 @@ package docker
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -320,4 +322,57 @@ func TestCompareMounts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// inSharedMounts runs f where mounts are as systemd makes them: each tells its copies
+// what is mounted and unmounted in it.
+func inSharedMounts(t *testing.T, f func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never again another's: the thread ends with this goroutine
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		for _, how := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
+			if err == nil {
+				err = unix.Mount("", "/", "", unix.MS_REC|how, "")
+			}
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSharedMounts keeps what is mounted in a workspace mounted, when ds01 unmounts its
+// copies of it.
+func TestSharedMounts(t *testing.T) {
+	dir := t.TempDir()
+	inSharedMounts(t, func() error {
+		from, stage := dir+"/workspaces", dir+"/stage"
+		if err := errors.Join(os.MkdirAll(from+"/disk", 0o755), unix.Mount("tmpfs", from+"/disk", "tmpfs", 0, ""),
+			os.WriteFile(from+"/disk/note", nil, 0o644)); err != nil {
+			return err
+		}
+		all, err := mountAll(stage, []volume{{what: "workspace", source: from}})
+		if _, seen := os.Stat(stage + "/0/disk/note"); err == nil {
+			err = seen
+		}
+		if err := errors.Join(err, unmountAll(stage, all)); err != nil {
+			return err
+		}
+		if _, err := os.Stat(from + "/disk/note"); err != nil {
+			return fmt.Errorf("after a launch: %w", err)
+		}
+		if err := errors.Join(Shield(from), unix.Unmount(from, unix.MNT_DETACH)); err != nil {
+			return err
+		}
+		if _, err := os.Stat(from + "/disk/note"); err != nil {
+			return fmt.Errorf("after the shield is unmounted: %w", err)
+		}
+		return nil
+	})
 }
