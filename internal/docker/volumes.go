@@ -161,6 +161,10 @@ func removeEmpty(path string) error {
 
 // sweepMounts takes away what a killed ds01 has left below dir.
 func sweepMounts(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir) // as the kernel names what is mounted there
+	if err != nil {
+		return err
+	}
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
