@@ -3,12 +3,14 @@ package sessions_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/ds01/ds01/gpu"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -32,7 +34,8 @@ func TestRetireWhileAttached(t *testing.T) {
 			if err := w.Retire(t.Context(), p.Ref, "bob", "retired by bob"); err != nil {
 				t.Errorf("Retire: %v", err)
 			}
-			if len(w.leases()) != 0 {
+			// Who logs in below may have the next one already.
+			if slices.ContainsFunc(w.leases(), func(l gpu.Lease) bool { return l.Session == a.Session.ID }) {
 				t.Error("Retire returned before the lease was released")
 			}
 		})
