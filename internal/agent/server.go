@@ -64,6 +64,12 @@ func (s *Server) Run() error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM)
 	defer signal.Stop(signals)
+	// A signal that was ignored when the engine started, as nohup does it, would
+	// be ignored in every program here: execve(2) keeps that. A caught one is
+	// back at its default. The runtime catches the rest.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	defer signal.Stop(caught)
 
 	unix.Umask(0o022)
 	// Whatever the engine left open stays here. An old kernel or seccomp

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"testing"
@@ -175,6 +176,18 @@ func TestCloseHangsUp(t *testing.T) {
 		t.Error("Wait knows an end that nobody has seen")
 	}
 	eventually(t, "all of the command is gone", func() bool { return !alive(pid) })
+}
+
+// TestIgnoredSignals wants programs to ignore no signal, though the engine was
+// started by something that does, such as nohup.
+func TestIgnoredSignals(t *testing.T) {
+	some := []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU}
+	signal.Ignore(some...)
+	defer signal.Reset(some...)
+	a := startAgent(t)
+	if got := a.output(t, "grep SigIgn /proc/self/status"); got != "SigIgn:\t0000000000000000" {
+		t.Errorf("a command has %s", got)
+	}
 }
 
 func TestSignalPipes(t *testing.T) {
