@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/ds01/ds01/internal/agent"
 	"github.com/ds01/ds01/internal/door"
@@ -32,17 +33,28 @@ func main() {
 	}
 }
 
+// consolePatience is how long askConsole waits for the gateway to open the console.
+// It opens it beside the first login, which may be faster.
+const consolePatience = 2 * time.Second
+
 // askConsole has the gateway run a command line of the console's.
 func askConsole(words []string) (exit int) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	exit, err := door.Call(ctx, agent.ConsolePath, words, os.Stdin, os.Stdout, os.Stderr)
+	for end := time.Now().Add(consolePatience); nobodyAnswers(err) && ctx.Err() == nil && time.Now().Before(end); {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		exit, err = door.Call(ctx, agent.ConsolePath, words, os.Stdin, os.Stdout, os.Stderr)
+	}
 	switch {
 	case err == nil:
 		return exit
 	case ctx.Err() != nil:
 		return 128 + int(syscall.SIGINT) // as a shell says it
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case nobodyAnswers(err):
 		err = fault.New(fault.ExitFailed, "try again in a moment: it may be restarting", "ds01 does not answer here")
 	}
 	f := fault.For(err)
@@ -51,6 +63,11 @@ func askConsole(words []string) (exit int) {
 		fmt.Fprintf(os.Stderr, "ds01: %s\n", f.Hint)
 	}
 	return f.Exit
+}
+
+// nobodyAnswers reports whether the console is not open, so that nothing was asked.
+func nobodyAnswers(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 func run() error {

@@ -101,7 +101,7 @@ func (s *Server) endGuest(m Guest, grace time.Duration) (ended int, err error) {
 // An inhabitant is a process. The kernel uses its number again after its end.
 type inhabitant struct{ pid, started int }
 
-// membersOf returns the processes that have group, and when they were started.
+// guestsOf returns the processes that have group, and when they were started.
 func guestsOf(group uint32) map[int]int {
 	found := map[int]int{}
 	for _, p := range living() {
