@@ -70,11 +70,9 @@ func (m *Manager) attach(ctx context.Context, p Project, as *Attachment, step fu
 			return nil, err
 		case w != nil:
 			a.Launched = true
-			if err := w.await(ctx, a, step); err != nil {
-				m.leave(s, w, a)
+			if err := m.awaitLaunch(ctx, w, a, step); err != nil {
 				return nil, err
 			}
-			m.leave(s, w, nil)
 		case a.life == nil:
 			step(Step{Name: StepWaiting, Detail: "the last session is ending"})
 			if err := s.awaitOver(ctx); err != nil {
@@ -136,6 +134,18 @@ func (m *Manager) join(p Project, a *Attachment) (*life, *waiter, error) {
 	return s, w, nil
 }
 
+// awaitLaunch returns when the launch that w waits for is done. If it fails, or step
+// panics, a holds nothing any more.
+func (m *Manager) awaitLaunch(ctx context.Context, w *waiter, a *Attachment, step func(Step)) error {
+	lost := a
+	defer func() { m.leave(a.life, w, lost) }()
+	if err := w.await(ctx, a, step); err != nil {
+		return err
+	}
+	lost = nil
+	return nil
+}
+
 // leave ends a wait; and the hold a, unless it is nil.
 func (m *Manager) leave(s *life, w *waiter, a *Attachment) {
 	m.mu.Lock()
@@ -145,7 +155,7 @@ func (m *Manager) leave(s *life, w *waiter, a *Attachment) {
 		s.release(a)
 	}
 	if s.line != nil && len(s.waiting) == 0 && s.state == Launching {
-		s.state = Retiring // who comes now waits for the end of this, and then anew
+		s.state = Retiring // who comes now waits for the end of this, and then in line again
 		s.cancel(errNobodyWaits)
 	}
 }

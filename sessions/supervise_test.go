@@ -102,3 +102,23 @@ func (p panicking) Watch(ctx context.Context, w sessions.Watcher) {
 	}
 	p.Runtime.Watch(ctx, w)
 }
+
+// A login that hits a panic while it waits for a launch does not hold the session.
+func TestPanicOfWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.project("alice", "thesis", 1)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic is lost")
+				}
+			}()
+			_, _ = w.Attach(t.Context(), p, func(sessions.Step) { panic("a test's") })
+		}()
+		synctest.Wait()
+		if s := w.session(p); s.State != sessions.Idle || s.Connections != 0 {
+			t.Errorf("after the panic: %s with %d connections", s.State, s.Connections)
+		}
+	})
+}
