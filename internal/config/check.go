@@ -54,6 +54,7 @@ func check(c *Config, lines map[string]int, p *Problems) {
 		k.overlay("roles."+name, name, c.Policy(name, ""), c.Roles[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Users)) {
+		k.must(name == strings.ToLower(name), "users."+name, "must be in lower case, as ds01 writes users' names: %s", strings.ToLower(name))
 		k.overlay("users."+name, name, c.Policy("", name), c.Users[name])
 	}
 }

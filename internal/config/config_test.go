@@ -143,6 +143,7 @@ func TestProblems(t *testing.T) {
 		{"roles: { student: { image: '' } }", `2: roles.student.image: "" is not an image`},
 		{"roles: { student: { idle: 5m } }", `2: roles.student.idle: no such setting; there is connected_idle_timeout, connections, cpus, forward,`},
 		{"users: { \"a b\": { gpus: 1 } }", `2: users.a b: "a b" is not a name`},
+		{"users: { Alice.Smith: { gpus: 1 } }", `2: users.Alice.Smith: must be in lower case, as ds01 writes users' names: alice.smith`},
 		{"listen: '2222'", `2: listen: "2222" is not host:port`},
 		{"listen: ':99999'", `2: listen: ":99999" is not host:port`},
 		{"listen: ':ssh'", `2: listen: ":ssh" is not host:port`},

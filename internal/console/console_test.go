@@ -229,7 +229,7 @@ func TestJSONIsStable(t *testing.T) {
 		"container list":  "connections ended expected files gpus holder idle_since image in_line keep_reason kept_until launched owner place project read_only reason retire_why retires session state waiting_since waits_for workspace",
 		"gpu list":        "cause device index keep_reason kept_until memory memory_used mig missing name out out_by owner parent profile project simulated since state temperature until utilization uuid watts",
 		"usage":           "gpu held_seconds project used_seconds user uuid watched_seconds",
-		"events":          "at detail id kind project session user",
+		"events":          "at count detail id kind project session user",
 	} {
 		var rows []map[string]any
 		if err := json.Unmarshal([]byte(ok(t, b, root, line+" --json")), &rows); err != nil || len(rows) == 0 {

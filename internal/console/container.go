@@ -322,7 +322,7 @@ func (c *call) containerRetire() *cobra.Command {
 		long: "Returns when the container is gone and its GPUs are free. Of a project that is shared with you\n" +
 			"to read, it ends the container that counts for you. Those in it read who ends it, and the reason.\n" +
 			"An administrator's command gives them a few seconds to save their work.",
-		example: "ds01 container retire my-thesis\nds01 container retire alice.thesis --reason \"new driver\"",
+		example: "ds01 container retire my-thesis\n  ds01 container retire alice.thesis --reason \"new driver\"",
 		run: func(_ *cobra.Command, args []string) error {
 			p, err := c.find(args[0])
 			if err != nil {

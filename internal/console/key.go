@@ -85,14 +85,10 @@ func (c *call) about(name, command string) (keys.User, error) {
 		return keys.User{}, usage("--user is missing", command+" --user USER")
 	case name == "":
 		name = c.caller.User
-	case name != c.caller.User && !c.caller.Admin:
+	case strings.ToLower(name) != c.caller.User && !c.caller.Admin:
 		return keys.User{}, fault.New(fault.ExitDenied, "ask your administrator", "only an administrator may do this for another user")
 	}
-	u, err := c.Keys.User(c.ctx, name)
-	if err != nil {
-		return keys.User{}, c.explainUser(err, name)
-	}
-	return u, nil
+	return c.findUser(name)
 }
 
 // addKeys gives the keys in files to user, whom the first word may name too.
@@ -211,6 +207,7 @@ func (c *call) keyList() *cobra.Command {
 }
 
 func (c *call) listKeys(whose string) error {
+	whose = strings.ToLower(whose)
 	switch {
 	case whose == "" && !c.caller.Admin:
 		whose = c.caller.User

@@ -125,6 +125,30 @@ func TestNearestName(t *testing.T) {
 		}
 	}
 
+	// Upper case in a user's name is taken as lower case, wherever it is typed.
+	for _, tt := range []struct {
+		caller Caller
+		line   string
+	}{
+		{root, "user show ALICE"},
+		{root, "user set Bob --role guest"},
+		{root, "user disable Bob"},
+		{root, "user enable BOB"},
+		{root, "limits --user Alice"},
+		{root, "usage --user Alice"},
+		{root, "key list --user Alice"},
+		{root, "project list --user Alice"},
+		{root, "project create new --owner Alice --gpus 0 --bare"},
+		{alice, "limits --user Alice"},
+		{alice, "project share new Bob"},
+		{alice, "project unshare new BOB"},
+		{alice, "project share new Bob"},
+		{bob, "project unshare alice.new Bob"},
+		{alice, "project delete new"},
+	} {
+		ok(t, b, tt.caller, tt.line)
+	}
+
 	// Whoever shares a project knows of each other, and of no others.
 	ok(t, b, alice, "project share thesis bob")
 	for line, want := range map[string]string{

@@ -99,8 +99,11 @@ func (c *call) showLimits(u keys.User) error {
 		if n, counted := now[o.Key]; counted {
 			return []string{o.Key, o.Value, n}
 		}
-		if o.Key == "weight" {
+		switch o.Key {
+		case "weight":
 			return []string{o.Key, o.Value, "in line"}
+		case "connections":
+			return []string{o.Key, o.Value, "per user"}
 		}
 		return []string{o.Key, o.Value, "per session"}
 	})

@@ -34,7 +34,8 @@ func TestWhoAmI(t *testing.T) {
 func TestLimits(t *testing.T) {
 	b := backend(t)
 	shown := ok(t, b, alice, "limits")
-	for _, want := range []string{"gpus                    1                 1", "sessions                3                 1", "idle_timeout            30m               per session"} {
+	for _, want := range []string{"gpus                    1                 1", "sessions                3                 1", "connections             64                per user",
+		"idle_timeout            30m               per session"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("no %q in\n%s", want, shown)
 		}

@@ -36,6 +36,16 @@ func (c *call) explainUser(err error, name string) error {
 	return near(explain(err, name), name, c.knownUsers)
 }
 
+// findUser returns the user called name. Upper case is taken as lower case, as it is
+// where users are added.
+func (c *call) findUser(name string) (keys.User, error) {
+	u, err := c.Keys.User(c.ctx, strings.ToLower(name))
+	if err != nil {
+		return keys.User{}, c.explainUser(err, name)
+	}
+	return u, nil
+}
+
 // knownUsers returns whom the caller may know of: everybody for admins, and for
 // others those with whom they share a project.
 func (c *call) knownUsers() (names []string) {

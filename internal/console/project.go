@@ -3,6 +3,7 @@ package console
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -122,16 +123,16 @@ func (c *call) createProject(p sessions.Project, gpusGiven bool, from *repositor
 	if ref, dotted := sessions.ParseRef(p.Name); dotted && (p.Owner == "" || p.Owner == ref.Owner) {
 		p.Ref = ref
 	}
-	p.Owner = cmp.Or(p.Owner, c.caller.User)
+	p.Owner = cmp.Or(strings.ToLower(p.Owner), c.caller.User)
 	switch {
 	case p.Owner == "":
 		return usage("--owner is missing", "project create "+p.Name+" --owner USER")
 	case p.Owner != c.caller.User && !c.caller.Admin:
 		return fault.New(fault.ExitDenied, "leave the owner out to create your own", "only an administrator may create a project for somebody else")
 	}
-	u, err := c.Keys.User(c.ctx, p.Owner)
+	u, err := c.findUser(p.Owner)
 	if err != nil {
-		return c.explainUser(err, p.Owner)
+		return err
 	}
 	if !gpusGiven {
 		p.GPUs = int(min(1, c.Config().Policy(u.Role, u.Name).GPUs))

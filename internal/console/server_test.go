@@ -125,7 +125,7 @@ func TestDoorThroughAPipe(t *testing.T) {
 	b := backend(t)
 	_, socket := hostDoor(t, b, account{name: "root"})
 	for range 400 {
-		(&call{Backend: b, ctx: t.Context(), caller: root}).record("test", strings.Repeat("x", 200))
+		(&call{Backend: b, ctx: t.Context(), caller: root}).record("user.test", strings.Repeat("x", 200))
 	}
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -94,9 +94,10 @@ func (c *call) projectShare() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			changed, err := c.Sessions.Share(c.ctx, c.caller.name(), p, args[1], readOnly)
+			user := strings.ToLower(args[1])
+			changed, err := c.Sessions.Share(c.ctx, c.caller.name(), p, user, readOnly)
 			if err != nil {
-				return near(err, args[1], c.knownUsers)
+				return near(err, user, c.knownUsers)
 			}
 			said := "shared %s with %s"
 			if !changed {
@@ -105,7 +106,7 @@ func (c *call) projectShare() *cobra.Command {
 			if readOnly {
 				said += ", to read"
 			}
-			return c.sayShared(p, said+", as %s", c.called(p.Ref), args[1], p.String())
+			return c.sayShared(p, said+", as %s", c.called(p.Ref), user, p.String())
 		},
 	})
 	cmd.Flags().BoolVar(&readOnly, "read-only", false, "let them read and not write")
@@ -134,25 +135,26 @@ func (c *call) projectUnshare() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			leaves := args[1] == c.caller.User && p.Owner != args[1]
+			user := strings.ToLower(args[1])
+			leaves := user == c.caller.User && p.Owner != user
 			if !leaves {
 				if p, err = c.findOwn(args[0]); err != nil {
 					return err
 				}
-				if _, err := c.Keys.User(c.ctx, args[1]); err != nil {
-					return c.explainUser(err, args[1])
+				if _, err := c.findUser(user); err != nil {
+					return err
 				}
 			}
-			left, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, args[1])
+			left, err := c.Sessions.Unshare(c.ctx, c.caller.name(), p, user)
 			switch {
 			case err != nil:
 				return err
 			case leaves:
 				return c.say([]memberJSON{}, "you have left %s%s", p.Ref, departed(left))
 			case !left.Changed:
-				return c.sayShared(p, "%s was not shared with %s", c.called(p.Ref), args[1])
+				return c.sayShared(p, "%s was not shared with %s", c.called(p.Ref), user)
 			}
-			return c.sayShared(p, "%s is no longer shared with %s%s", c.called(p.Ref), args[1], departed(left))
+			return c.sayShared(p, "%s is no longer shared with %s%s", c.called(p.Ref), user, departed(left))
 		},
 	})
 	cmd.ValidArgsFunction = c.completeMember(cmd.ValidArgsFunction)

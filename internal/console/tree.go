@@ -165,9 +165,9 @@ func (c *call) actFor(user string, l leaf, typed string) error {
 	case l.admin:
 		return usage("--user is for what people do themselves", "help "+typed)
 	}
-	u, err := c.Keys.User(c.ctx, user)
+	u, err := c.findUser(user)
 	if err != nil {
-		return c.explainUser(err, user)
+		return err
 	}
 	c.caller = c.caller.forUser(u)
 	return nil

@@ -179,23 +179,23 @@ func (c *call) completeRole(cmd *cobra.Command) {
 }
 
 func (c *call) setRole(name, role string) error {
-	u, err := c.Keys.User(c.ctx, name)
+	u, err := c.findUser(name)
 	if err != nil {
-		return c.explainUser(err, name)
+		return err
 	}
 	if err := c.checkRole(role); err != nil {
 		return err
 	}
 	before := u.Role
 	if before == role {
-		return c.say(asUserJSON(u), "%s is %s already", name, role)
+		return c.say(asUserJSON(u), "%s is %s already", u.Name, role)
 	}
-	if err := c.Keys.SetRole(c.ctx, name, role); err != nil {
-		return explain(err, name)
+	if err := c.Keys.SetRole(c.ctx, u.Name, role); err != nil {
+		return explain(err, u.Name)
 	}
 	u.Role = role
-	c.record("user.changed", fmt.Sprintf("%s, %s, was %s", name, role, before))
-	return c.say(asUserJSON(u), "changed %s from %s to %s", name, before, role)
+	c.record("user.changed", fmt.Sprintf("%s, %s, was %s", u.Name, role, before))
+	return c.say(asUserJSON(u), "changed %s from %s to %s", u.Name, before, role)
 }
 
 func (c *call) userList() *cobra.Command {
@@ -232,9 +232,9 @@ func (c *call) userShow() *cobra.Command {
 		example: "ds01 user show alice --explain",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
-			u, err := c.Keys.User(c.ctx, args[0])
+			u, err := c.findUser(args[0])
 			if err != nil {
-				return c.explainUser(err, args[0])
+				return err
 			}
 			return c.showUser(u, why)
 		},
@@ -316,18 +316,19 @@ func (c *call) userSwitch(verb, short string, disabled bool) *cobra.Command {
 		example: "ds01 user " + verb + " alice",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
-			eviction, err := c.Sessions.Evict(c.ctx, c.caller.name(), args[0],
+			u, err := c.findUser(args[0])
+			if err != nil {
+				return err
+			}
+			eviction, err := c.Sessions.Evict(c.ctx, c.caller.name(), u.Name,
 				fault.New(fault.ExitDenied, "ask your administrator", "your account is disabled"))
 			if err != nil {
 				return err
 			}
-			if err := c.Keys.SetDisabled(c.ctx, args[0], disabled); err != nil {
-				return c.explainUser(err, args[0])
+			if err := c.Keys.SetDisabled(c.ctx, u.Name, disabled); err != nil {
+				return c.explainUser(err, u.Name)
 			}
-			u, err := c.Keys.User(c.ctx, args[0])
-			if err != nil {
-				return c.explainUser(err, args[0])
-			}
+			u.Disabled = disabled
 			if disabled {
 				eviction.CarryOut(c.ctx)
 			}
@@ -359,9 +360,9 @@ func (c *call) userRemove() *cobra.Command {
 		example: "ds01 user remove alice",
 		admin:   true,
 		run: func(_ *cobra.Command, args []string) error {
-			u, err := c.Keys.User(c.ctx, args[0])
+			u, err := c.findUser(args[0])
 			if err != nil {
-				return c.explainUser(err, args[0])
+				return err
 			}
 			eviction, err := c.Sessions.Evict(c.ctx, c.caller.name(), u.Name,
 				fault.New(fault.ExitDenied, "ask your administrator", "your account was removed"))
