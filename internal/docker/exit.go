@@ -36,12 +36,12 @@ func (e *exit) take(c containers.InspectResponse) {
 func (e exit) reason() string {
 	const signalled = 128 // as shells write signals
 	switch {
+	case e.signal == "9" || e.signal == "KILL" || e.signal == "SIGKILL":
+		return "killed with Docker (docker kill or rm), and not by ds01"
 	case e.code == signalled+int(unix.SIGKILL) && e.oom && e.memory > 0:
 		return fmt.Sprintf("out of memory: the kernel ended it at its limit of %s", e.memory)
 	case e.code == signalled+int(unix.SIGKILL) && e.oom:
 		return "out of memory: the kernel ended it"
-	case e.signal == "9" || e.signal == "KILL" || e.signal == "SIGKILL":
-		return "killed with Docker (docker kill or rm), and not by ds01"
 	case e.signal != "":
 		return "stopped with Docker (docker stop, or Docker shut down), and not by ds01"
 	case e.code == signalled+int(unix.SIGKILL):

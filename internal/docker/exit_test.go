@@ -17,6 +17,7 @@ func TestExitReason(t *testing.T) {
 		{exit{code: 137, oom: true}, "out of memory: the kernel ended it"},
 		{exit{code: 137, signal: "9"}, "killed with Docker (docker kill or rm), and not by ds01"},
 		{exit{code: 137, signal: "SIGKILL"}, "killed with Docker (docker kill or rm), and not by ds01"},
+		{exit{code: 137, oom: true, memory: 1 << 30, signal: "9"}, "killed with Docker (docker kill or rm), and not by ds01"}, // oom: some time ago
 		{exit{code: 0, signal: "15"}, "stopped with Docker (docker stop, or Docker shut down), and not by ds01"},
 		{exit{code: 143, signal: "15"}, "stopped with Docker (docker stop, or Docker shut down), and not by ds01"},
 		{exit{code: 137}, "killed from outside, by an administrator or because the host was out of memory"},
