@@ -192,7 +192,7 @@ func (ch *channel) request(req *gossh.Request) (ok bool) {
 		return true
 	case "subsystem":
 		name, err := parseSubsystem(req.Payload)
-		if err != nil || ch.started || name != "sftp" || ch.who.login == ch.conn.s.Config().ControlName {
+		if err != nil || ch.started || name != "sftp" {
 			return false
 		}
 		ch.cmd.SFTP, ch.started = true, true
@@ -325,7 +325,10 @@ func (ch *channel) enter() (sessions.Exit, error) {
 		ch.conn.evict(errRevoked)
 		return sessions.Exit{}, errRevoked
 	}
-	if ch.who.login == ch.conn.s.Config().ControlName {
+	if control := ch.conn.s.Config().ControlName; ch.who.login == control {
+		if isTransfer(ch.cmd) {
+			return sessions.Exit{}, fault.New(fault.ExitUsage, "copy to a project, such as: scp FILE PROJECT@HOST:", "%s@HOST is the console, and has no files", control)
+		}
 		return ch.console()
 	}
 	if _, _, proves := proofOf(ch.who.login, ch.conn.s.Config().ControlName); proves {

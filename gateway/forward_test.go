@@ -347,11 +347,29 @@ func TestSFTP(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(w.fake.Spec(w.session().ID).Workspace, "two")); err != nil {
 		t.Errorf("the file is not in the workspace: %v", err)
 	}
-	for login, name := range map[string]string{"thesis": "netconf", "ds01": "sftp"} {
-		session, err := w.dial("alice", login).NewSession()
+	session, err := w.dial("alice", "thesis").NewSession()
+	must(t, err)
+	if session.RequestSubsystem("netconf") == nil {
+		t.Error("subsystem netconf is granted")
+	}
+}
+
+// People who copy to the console read where files go.
+func TestConsoleHasNoFiles(t *testing.T) {
+	w := newWorld(t)
+	const want = "ds01: ds01@HOST is the console, and has no files\nds01: copy to a project, such as: scp FILE PROJECT@HOST:\n"
+	for _, program := range []string{"", "scp -t .", "scp -f x", "rsync --server -vlogDtpre.iLsfxCIvu . x"} {
+		session, err := w.dial("alice", "ds01").NewSession()
 		must(t, err)
-		if session.RequestSubsystem(name) == nil {
-			t.Errorf("%s: subsystem %s is granted", login, name)
+		var stderr strings.Builder
+		session.Stderr = &stderr
+		if program == "" {
+			must(t, session.RequestSubsystem("sftp"))
+		} else {
+			must(t, session.Start(program))
+		}
+		if err := session.Wait(); err == nil || stderr.String() != want {
+			t.Errorf("%q: %v, %q; want %q", program, err, stderr.String(), want)
 		}
 	}
 }
