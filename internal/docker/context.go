@@ -32,7 +32,8 @@ const (
 	dockerfileName = "Dockerfile"
 	ignoreName     = ".dockerignore"
 	printedName    = ".ds01.Dockerfile" // what the engine's builder reads
-	maxDockerfile  = 1 << 20
+	maxDockerfile  = 128 << 10
+	maxIgnored     = 1000    // patterns in .dockerignore
 	maxEntries     = 200_000 // files and directories that are looked at
 )
 
@@ -112,6 +113,9 @@ func openSource(ctx context.Context, root *os.Root, most config.Bytes) (*source,
 		return nil, err
 	}
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(s.ignore))
+	if len(patterns) > maxIgnored { // each file is compared with each of them
+		return nil, fault.New(fault.ExitFailed, "name directories in it instead of files", "the .dockerignore has %d patterns, and ds01 takes at most %d", len(patterns), maxIgnored)
+	}
 	if err == nil {
 		s.skip, err = patternmatcher.New(patterns)
 	}

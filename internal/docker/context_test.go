@@ -187,3 +187,17 @@ func TestContextBound(t *testing.T) {
 		t.Errorf("Recipe = %+v, %v; want the Dockerfile's hash alone", found, err)
 	}
 }
+
+// What says what to build is small enough to be read at each login.
+func TestContextSmall(t *testing.T) {
+	for say, files := range map[string]map[string]string{
+		"the .dockerignore has 1001 patterns":        {"Dockerfile": "FROM a\nCOPY . /\n", ".dockerignore": strings.Repeat("[a-z]?*\n", 1001)},
+		"the .dockerignore is not a file of at most": {"Dockerfile": "FROM a\nCOPY . /\n", ".dockerignore": strings.Repeat("#", maxDockerfile+1)},
+		"the Dockerfile is not a file of at most":    {"Dockerfile": "FROM a\n" + strings.Repeat("ENV A=b\n", maxDockerfile/8)},
+	} {
+		_, _, err := sent(t, workspaceOf(t, os.Getuid(), files))
+		if f := fault.For(err); !strings.Contains(f.Say, say) {
+			t.Errorf("say = %q; want %q", f.Say, say)
+		}
+	}
+}

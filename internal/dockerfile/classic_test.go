@@ -56,6 +56,7 @@ var id = "sha256:" + strings.Repeat("0123abcd", 8)
 // newest reads text with the parser that ds01 has, as testdata/classic does with
 // Docker 20.10's.
 func newest(text string) (all []string, err error) {
+	left := mostText
 	parsed, err := parser.Parse(strings.NewReader(text))
 	if err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ func newest(text string) (all []string, err error) {
 	for _, s := range stages {
 		all = append(all, fmt.Sprintf("FROM %q %q %q", s.BaseName, s.Name, s.Platform))
 		for _, c := range s.Commands {
-			resolve := func(word string) (string, error) { return expand(word, []string{"X=never"}) }
+			resolve := func(word string) (string, error) { return expand(word, []string{"X=never"}, &left) }
 			if e, ok := c.(instructions.SupportsSingleWordExpansion); ok {
 				if err := e.Expand(resolve); err != nil {
 					return nil, err

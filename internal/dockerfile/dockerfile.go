@@ -9,6 +9,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -85,7 +87,7 @@ func Parse(text []byte) (*File, error) {
 	if len(stages) == 0 {
 		return nil, fault.New(fault.ExitFailed, "begin it with a line such as: FROM ds01/base", "the Dockerfile has no FROM")
 	}
-	j := judge{names: map[string]int{}}
+	j := judge{names: map[string]int{}, left: mostText}
 	if err := j.meta(meta); err != nil {
 		return nil, err
 	}
@@ -146,11 +148,12 @@ func printable(s string) string {
 type judge struct {
 	File
 	names map[string]int // of stages, in lower case
+	left  int            // of mostText
 }
 
 // meta sets the variables before the first FROM, which FROM may use.
 func (j *judge) meta(args []instructions.ArgCommand) error {
-	s := State{}
+	s := State{left: &j.left}
 	for _, arg := range args {
 		if err := s.arg(&arg); err != nil {
 			return err
@@ -174,7 +177,7 @@ func (j *judge) stage(n int, s *instructions.Stage) error {
 	if s.Platform != "" {
 		return refused(at, "leave it out: images are for this machine's kind of processor", "--platform")
 	}
-	base, err := expand(s.BaseName, j.File.meta)
+	base, err := expand(s.BaseName, j.File.meta, &j.left)
 	if err != nil {
 		return refused(at, "write the image's name", "%v", err)
 	}
@@ -226,7 +229,7 @@ func (j *judge) step(n int, c instructions.Command) (step Step, keep bool, err e
 			return step, false, refused(at, "use COPY or ADD with --chown alone, and RUN chmod for modes", "ADD has a flag that ds01 does not know")
 		}
 		for _, word := range c.SourcePaths { // at once, unless a variable may change it
-			if value, err := expand(word, nil); err == nil && remote(value) {
+			if value, err := plain(word); err == nil && remote(value) {
 				return step, false, errRemote(at)
 			}
 		}
@@ -301,13 +304,62 @@ func (j *judge) from(at, n int, name string) (Origin, error) {
 	return from, nil
 }
 
-// expand returns word with its quotes and variables resolved, as BuildKit does.
-func expand(word string, vars []string) (string, error) {
-	value, _, err := shell.NewLex(parser.DefaultEscapeToken).ProcessWord(word, shell.EnvsFromSlice(vars))
-	if err == nil && strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && r != '\t' || r == utf8.RuneError }) {
+// mostText is how much text variables may make in a stage, and before the first FROM.
+const mostText = 1 << 20
+
+// replaces finds the one modifier that makes more text than the variables have.
+// Docker's own builder does not know it.
+var replaces = regexp.MustCompile(`\$\{([^{}:+?#%-]*|.)/`)
+
+// values are the variables that a word may use. ENV A=$A$A, a few times over, would
+// make more text than there is memory: each use takes from what is left.
+type values struct {
+	vars []string // NAME=value, of which the last holds
+	left *int
+}
+
+// Get returns the value of a variable, or nothing once too much text has been made.
+func (v values) Get(name string) (value string, set bool) {
+	for _, known := range slices.Backward(v.vars) {
+		if is, value, _ := strings.Cut(known, "="); is == name {
+			if *v.left -= len(value); *v.left < 0 {
+				return "", true
+			}
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// Keys returns the variables' names.
+func (v values) Keys() (names []string) {
+	for _, known := range v.vars {
+		name, _, _ := strings.Cut(known, "=")
+		names = append(names, name)
+	}
+	return names
+}
+
+// expand returns word with its quotes and variables resolved, as BuildKit does. It
+// takes what variables make of it from left.
+func expand(word string, vars []string, left *int) (string, error) {
+	if replaces.MatchString(word) {
+		return "", errors.New("the modifier / of a variable is not for Docker")
+	}
+	value, _, err := shell.NewLex(parser.DefaultEscapeToken).ProcessWord(word, values{vars, left})
+	switch {
+	case *left < 0:
+		return "", fmt.Errorf("variables make more than %d KiB of text", mostText>>10)
+	case err == nil && strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && r != '\t' || r == utf8.RuneError }):
 		err = errors.New("the value of a variable has control characters")
 	}
 	return value, err
+}
+
+// plain returns a word without variables, with its quotes resolved.
+func plain(word string) (string, error) {
+	left := 0
+	return expand(word, nil, &left)
 }
 
 // Images returns the names of the images that stages begin from or copy from.
@@ -338,7 +390,7 @@ func (f *File) Copied() (patterns []string, all bool) {
 					all = true
 					continue
 				}
-				value, err := expand(word, nil)
+				value, err := plain(word)
 				all = all || err != nil
 				patterns = append(patterns, value)
 			}

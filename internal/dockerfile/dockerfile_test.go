@@ -150,6 +150,42 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// Variables make no more text than the gateway has memory for, whatever they are used in.
+func TestParseTooMuchText(t *testing.T) {
+	const begin = "FROM a\nENV A=0123456789abcdef\n"
+	for _, text := range []string{
+		"ARG A=0123456789abcdef\n" + strings.Repeat("ARG A=$A$A\n", 60) + "FROM a",
+		"ARG A=0123456789abcdef\n" + strings.Repeat("ARG A=$A$A\n", 14) + strings.Repeat("FROM $A\n", 1000),
+		begin + strings.Repeat("ENV A=$A${A}\n", 60),
+		begin + strings.Repeat("ENV A=${A:-x}${A:+$A$A}\n", 60),
+		begin + strings.Repeat("ARG B=$A$B\nENV A=$A$B\n", 60),
+		begin + strings.Repeat("ENV A=$A$A\n", 14) + "COPY" + strings.Repeat(" $A", 1000) + " /",
+		begin + strings.Repeat("ENV A=$A$A\n", 14) + strings.Repeat("USER $A\n", 1000),
+		begin + strings.Repeat("WORKDIR $A$A\nENV A=$A$A\n", 60),
+		begin + "ENV A=${A//?/${A//?/${A//?/${A//?/${A//?/${A//?/$A}}}}}}",
+		begin + "ENV A=${A/?/$A}",
+		begin + "ENV A=${-//?/$A}",
+		begin + "ENV A=${é//?/$A}",
+	} {
+		f, err := Parse([]byte(text))
+		if err == nil {
+			_, err = play(f)
+		}
+		if err == nil || !strings.Contains(fault.For(err).Say, "KiB of text") && !strings.Contains(fault.For(err).Say, "modifier /") {
+			t.Errorf("%.60q: %v; want that it is too much", text, err)
+		}
+	}
+	for _, text := range []string{"ENV PATH=/a/b:$PATH\nENV B=${PATH:-/x/y} C=${PATH%/*}/z D=/$PATH/${PATH}/e\nCOPY $B/x /y/$B/"} {
+		f, err := Parse([]byte("FROM a\n" + text))
+		if err == nil {
+			_, err = play(f)
+		}
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // What is done is what BuildKit would do: its variables, words and here-documents.
 func TestDo(t *testing.T) {
 	for _, c := range []struct {

@@ -25,6 +25,7 @@ type State struct {
 
 	args []string // NAME=value of ARG, which steps see and the image does not keep
 	meta []string
+	left *int // of mostText
 }
 
 // Begin returns the state of a stage that begins from an image with these settings.
@@ -32,7 +33,8 @@ func (f *File) Begin(env, shell []string, user, dir string) *State {
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c"}
 	}
-	return &State{Env: slices.Clone(env), Shell: slices.Clone(shell), User: user, Dir: path.Join("/", dir), meta: f.meta}
+	left := mostText
+	return &State{left: &left, Env: slices.Clone(env), Shell: slices.Clone(shell), User: user, Dir: path.Join("/", dir), meta: f.meta}
 }
 
 // An Action is what a step needs an engine for. A step that only changes the
@@ -94,7 +96,7 @@ func (s *State) vars() (vars []string) {
 // first that cannot be resolved.
 func (s *State) expander() instructions.SingleWordExpander {
 	vars := slices.Concat(s.Env, s.vars())
-	return func(word string) (string, error) { return expand(word, vars) }
+	return func(word string) (string, error) { return expand(word, vars, s.left) }
 }
 
 func (s *State) word(at int, word string) (string, error) {
