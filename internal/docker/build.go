@@ -85,7 +85,8 @@ func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(ses
 	if err := r.docker.ImageTag(ctx, id, made.Ref); err != nil {
 		return sessions.Built{}, r.explain("tag the image", err)
 	}
-	if beforeErr == nil && before.ID != id { // of the same files; nothing names it any more
+	// Of the same files, but for what they begin from. Others may have a name for it.
+	if beforeErr == nil && before.ID != id && len(before.RepoTags)+len(before.RepoDigests) == 1 {
 		if _, err := r.RemoveImage(ctx, before.ID); err != nil {
 			r.log.Warn("an image that was built again is not removed", "image", before.ID, "err", err)
 		}

@@ -126,6 +126,16 @@ func (g *building) step(ctx context.Context, s *stage, step dockerfile.Step) err
 	case err != nil:
 		return err
 	case do.Copy != nil:
+		if do.Copy.Chown != "" { // the builder looks into what is there by then
+			if err := g.flush(ctx, s); err != nil {
+				return err
+			}
+			if s.image != "" {
+				if err := g.lookUp(ctx, s); err != nil {
+					return err
+				}
+			}
+		}
 		from := ""
 		if do.Copy.From != nil {
 			from = g.origin(*do.Copy.From)

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/fault"
 	"github.com/ds01/ds01/sessions"
 )
@@ -114,6 +115,57 @@ func (r *Runtime) look(ctx context.Context, spec sessions.Spec, image string, pl
 					Hint: "use another image, or remove it in the image's Dockerfile",
 				}
 			}
+		}
+	}
+	return r.checkUserFiles(ctx, id, spec.Image)
+}
+
+// maxUserFile is how long a file of users may be that the engine reads.
+const maxUserFile = 4 << 20
+
+// checkUserFiles returns an error if the engine would not come to the end of the users of
+// container id, which has not run yet. It reads them before it starts a container,
+// whoever its user is: from a pipe it would read for ever, and a line without an end
+// would take all its memory.
+func (r *Runtime) checkUserFiles(ctx context.Context, id, image string) error {
+	for _, name := range []string{"/etc/passwd", "/etc/group"} {
+		is, err := r.docker.ContainerStatPath(ctx, id, name)
+		if err == nil && is.Mode&fs.ModeSymlink != 0 {
+			is, err = r.docker.ContainerStatPath(ctx, id, is.LinkTarget) // no link any more
+		}
+		switch {
+		case errdefs.IsNotFound(err):
+			continue
+		case err != nil:
+			return r.explain("look into the image "+image, err)
+		case !is.Mode.IsRegular() || is.Size > maxUserFile:
+			return &fault.Error{
+				Exit: fault.ExitFailed,
+				Say:  fmt.Sprintf("in the image %s, %s is not a file of at most %s", printable(image), name, config.Bytes(maxUserFile)),
+				Hint: "use another image, or put an ordinary file there",
+			}
+		}
+	}
+	return nil
+}
+
+// checkDir returns an error if dir leads to a directory of the kernel's in container id,
+// which has not run yet. There, what is open on the host might be found (CVE-2024-21626).
+func (r *Runtime) checkDir(ctx context.Context, id, dir string) error {
+	at := "/"
+	for name := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
+		at = path.Join(at, name)
+		is, err := r.docker.ContainerStatPath(ctx, id, at)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return r.explain("look into the image", err)
+		}
+		if err == nil && is.Mode&fs.ModeSymlink != 0 {
+			at = path.Join("/", is.LinkTarget)
+		}
+	}
+	for _, kernels := range []string{"/proc", "/sys", "/dev"} {
+		if below(at, kernels) {
+			return fault.New(fault.ExitFailed, "choose another with WORKDIR", "the working directory %s of the image is in %s", printable(dir), kernels)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -16,7 +17,9 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
 
+	"github.com/ds01/ds01/internal/config"
 	"github.com/ds01/ds01/internal/dockerfile"
 )
 
@@ -42,7 +45,13 @@ func (g *building) run(ctx context.Context, s *stage, do dockerfile.Action) erro
 		return err
 	}
 	defer remove()
+	if err := cmp.Or(g.r.checkUserFiles(ctx, id, s.image), g.r.checkDir(ctx, id, s.state.Dir)); err != nil {
+		return err
+	}
 	if err := g.await(ctx, id); err != nil {
+		return err
+	}
+	if err := g.checkRoom(ctx, id); err != nil {
 		return err
 	}
 	if err := g.commit(ctx, s, id); err != nil {
@@ -165,6 +174,27 @@ func (g *building) await(ctx context.Context, id string) error {
 	}
 }
 
+// checkRoom returns an error if the disk has no room for what a container has written. To
+// keep it, the engine writes it again, holes in files too, whether or not anybody still waits.
+func (g *building) checkRoom(ctx context.Context, id string) error {
+	c, _, err := g.r.docker.ContainerInspectWithRaw(ctx, id, true)
+	if err != nil {
+		return g.r.explain("see how much the step has written", err)
+	}
+	info, err := g.r.docker.Info(ctx)
+	if err != nil {
+		return g.r.explain("see how much room there is", err)
+	}
+	var st unix.Statfs_t
+	if c.SizeRw == nil || unix.Statfs(info.DockerRootDir, &st) != nil || st.Bsize <= 0 {
+		return nil // it cannot be known
+	}
+	if room := st.Bavail / 10 * 9; uint64(*c.SizeRw)/uint64(st.Bsize) > room {
+		return g.failed(fmt.Sprintf("it has written files of %s, for which the disk has no room", config.Bytes(*c.SizeRw)), nil)
+	}
+	return nil
+}
+
 // commit makes the stage's image of a container. It keeps what the state says,
 // and none of the variables that the container had besides.
 func (g *building) commit(ctx context.Context, s *stage, id string) error {
@@ -185,10 +215,25 @@ func (g *building) commit(ctx context.Context, s *stage, id string) error {
 	return nil
 }
 
+// lookUp makes sure that the engine's builder can look up a user of the stage's image.
+func (g *building) lookUp(ctx context.Context, s *stage) error {
+	id, remove, err := g.neverRuns(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	return g.r.checkUserFiles(ctx, id, s.image)
+}
+
+// neverRuns makes a container of the stage's image that never runs.
+func (g *building) neverRuns(ctx context.Context, s *stage) (id string, remove func(), err error) {
+	config := &containers.Config{Image: s.image, Entrypoint: []string{"/"}, Healthcheck: &containers.HealthConfig{Test: []string{"NONE"}}}
+	return g.stepContainer(ctx, config, &containers.HostConfig{NetworkMode: "none"})
+}
+
 // commitState makes an image of the stage's with what the state says.
 func (g *building) commitState(ctx context.Context, s *stage) error {
-	config := &containers.Config{Image: s.image, Entrypoint: []string{"/"}, Healthcheck: &containers.HealthConfig{Test: []string{"NONE"}}}
-	id, remove, err := g.stepContainer(ctx, config, &containers.HostConfig{NetworkMode: "none"}) // it never runs
+	id, remove, err := g.neverRuns(ctx, s)
 	if err != nil {
 		return err
 	}

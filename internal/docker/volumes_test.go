@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -256,12 +257,16 @@ func TestImagePlaces(t *testing.T) {
 		"volume-link": {"ln -s workspace/x /data\nVOLUME /data", "a symbolic link at /data"},
 		"volume-run":  {"ln -s ../workspace/x /run/ds01\nVOLUME /run", "a symbolic link at /run/ds01"},
 		"volumes":     {"mkdir -p /data\nVOLUME /data /run /workspace", ""},
+		"passwd-pipe": {"rm /etc/passwd && mkfifo /etc/passwd", "/etc/passwd is not a file of at most 4MiB"},
+		"group-link":  {"mkfifo /p && ln -sf ../p /etc/group", "/etc/group is not a file of at most 4MiB"},
+		"group-large": {"head -c 5m /dev/zero > /etc/group", "/etc/group is not a file of at most 4MiB"},
+		"no-users":    {"rm /etc/passwd && mv /etc/group /g && ln -s ../g /etc/group", ""},
 		"plain":       {"mkdir -p /workspace/x /cache /.ds01 /run/ds01", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := sessionstest.Spec(t, hostileImage(t, name, test.commands))
 			spec.Cache = sessionstest.Spec(t, baseImage).Workspace
-			if name == "plain" || name == "volumes" {
+			if slices.Contains([]string{"plain", "volumes", "no-users"}, name) {
 				sessionstest.Launch(t, r, spec)
 				return
 			}
