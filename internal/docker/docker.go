@@ -64,13 +64,15 @@ type Runtime struct {
 	patience    time.Duration // agentPatience, save in tests
 	allowed     []int         // CPUs that containers may have
 
-	mu      sync.Mutex
+	asking  sync.Mutex                 // guards the next two, also while the engine is asked
 	network map[string]network.Summary // by name, once known
-	groups  map[string]group           // by session, once known
-	pinned  map[string][]int           // CPUs, by session
-	looked  map[string]bool            // images that have nothing in the way of our mounts
-	cdi     []string                   // CDI names that the engine was last heard to know
 	swept   bool                       // containers of earlier builds are gone
+
+	mu     sync.Mutex       // guards what follows, for a moment
+	groups map[string]group // by session, once known
+	pinned map[string][]int // CPUs, by session
+	looked map[string]bool  // images that have nothing in the way of our mounts
+	cdi    []string         // CDI names that the engine was last heard to know
 
 	steps stepMemory
 }

@@ -117,6 +117,55 @@ func TestEngineGone(t *testing.T) {
 
 // TestEngineGoesDuringLaunch is the one case in which a failed launch leaves a
 // container: the error says so, and Stop removes it once the engine is back.
+// An engine that takes a question and never answers keeps nobody waiting who asks the
+// kernel.
+func TestEngineHangs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan net.Conn, 10)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			asked <- c
+		}
+	}()
+	t.Cleanup(func() { l.Close() })
+	r := newRuntime(t, func(o *Options) { o.Host = "unix://" + path })
+	r.groups["known"] = group{id: "x"}
+	ctx, cancel := context.WithCancel(t.Context())
+	var waits sync.WaitGroup
+	for _, ask := range []func(context.Context) error{
+		r.sweepSteps,
+		func(ctx context.Context) error { _, err := r.ensureNetwork(ctx); return err },
+	} {
+		waits.Go(func() {
+			if err := ask(ctx); err == nil {
+				t.Error("an answer")
+			}
+		})
+	}
+	defer waits.Wait()
+	defer cancel()
+	c := <-asked
+	defer c.Close()
+	found := make(chan error, 1)
+	go func() { _, err := r.groupFor(ctx, "known"); found <- err }()
+	select {
+	case err := <-found:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("who asks for a group waits for the engine")
+	}
+}
+
 func TestEngineGoesDuringLaunch(t *testing.T) {
 	p := newProxy(t)
 	r := newRuntime(t, p.host)

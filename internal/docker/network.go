@@ -59,8 +59,8 @@ func (r *Runtime) ensure(ctx context.Context, name string) (string, error) {
 
 // find returns the network of that name, which is made if it is missing.
 func (r *Runtime) find(ctx context.Context, name string) (network.Summary, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.asking.Lock()
+	defer r.asking.Unlock()
 	if n, ok := r.network[name]; ok {
 		return n, nil
 	}
@@ -154,8 +154,8 @@ func (r *Runtime) networks(ctx context.Context, name string) ([]network.Summary,
 
 // forgetNetwork makes the next launch look for the network again.
 func (r *Runtime) forgetNetwork() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.asking.Lock()
+	defer r.asking.Unlock()
 	for _, n := range r.network {
 		if r.firewall != nil {
 			r.firewall.Forget(bridgeOf(n).Name)

@@ -244,8 +244,8 @@ func (g *building) commitState(ctx context.Context, s *stage) error {
 // sweepSteps removes, once, the containers of builds that an earlier run of this
 // gateway has left.
 func (r *Runtime) sweepSteps(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.asking.Lock()
+	defer r.asking.Unlock()
 	if r.swept {
 		return nil
 	}
