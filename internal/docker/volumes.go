@@ -388,6 +388,7 @@ func CheckVolumes(template string) (problems []error) {
 		switch {
 		case err == nil:
 			f.Close()
+		case errors.Is(err, unix.ENOTDIR) && path != VolumeRoot(template): // a file that lies beside
 		case !errors.Is(err, fs.ErrNotExist):
 			problems = append(problems, err)
 		}

@@ -110,8 +110,14 @@ func TestCheckVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, "README"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	template := dir + "/{owner}/ds01/{project}"
-	for _, good := range []string{template, dir + "/none/{owner}/{project}", dir + "/{project}"} {
+	if got := CheckVolumes(dir + "/README/{owner}/{project}"); len(got) != 1 {
+		t.Errorf("with a file for the root: %v", got)
+	}
+	for _, good := range []string{template, dir + "/none/{owner}/{project}", dir + "/{project}", dir + "/{owner}/{project}"} {
 		if got := CheckVolumes(good); len(got) > 0 {
 			t.Errorf("%s: %v", good, got)
 		}
