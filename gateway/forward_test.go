@@ -358,16 +358,19 @@ func TestSFTP(t *testing.T) {
 func TestConsoleHasNoFiles(t *testing.T) {
 	w := newWorld(t)
 	const want = "ds01: ds01@HOST is the console, and has no files\nds01: copy to a project, such as: scp FILE PROJECT@HOST:\n"
-	for _, program := range []string{"", "scp -t .", "scp -f x", "rsync --server -vlogDtpre.iLsfxCIvu . x"} {
+	_, port, err := net.SplitHostPort(w.addr)
+	must(t, err)
+	out, err := osexec.CommandContext(t.Context(), "sftp", "-F", "none", "-i", w.keyFile(0), "-P", port, "-o", "IdentitiesOnly=yes",
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "ds01@127.0.0.1").CombinedOutput()
+	if err == nil || !strings.HasPrefix(string(out), want) {
+		t.Errorf("sftp: %v\n%s", err, out)
+	}
+	for _, program := range []string{"scp -t .", "scp -f x", "rsync --server -vlogDtpre.iLsfxCIvu . x"} {
 		session, err := w.dial("alice", "ds01").NewSession()
 		must(t, err)
 		var stderr strings.Builder
 		session.Stderr = &stderr
-		if program == "" {
-			must(t, session.RequestSubsystem("sftp"))
-		} else {
-			must(t, session.Start(program))
-		}
+		must(t, session.Start(program))
 		if err := session.Wait(); err == nil || stderr.String() != want {
 			t.Errorf("%q: %v, %q; want %q", program, err, stderr.String(), want)
 		}
