@@ -94,5 +94,5 @@ func TestFilesSessionsAreFew(t *testing.T) {
 	}
 	denied := newWorld(t, func(c *config.Config) { c.Limits.Sessions = 0 })
 	_, err = denied.AttachFiles(t.Context(), denied.project("alice", "p", 0), nil)
-	is(t, err, fault.ExitDenied, "alice may have no sessions")
+	is(t, err, fault.ExitDenied, "alice may have no sessions (limits.sessions is 0)")
 }

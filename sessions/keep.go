@@ -125,7 +125,7 @@ func (s *life) mayKeep(now time.Time, d time.Duration) (until time.Time, err err
 		return time.Time{}, fault.New(fault.ExitDenied, "ask your administrator", "%s may not keep sessions (keep_max is 0)", s.project.Owner)
 	case d > most:
 		return time.Time{}, fault.New(fault.ExitDenied, fmt.Sprintf("keep it for %s, and again later", s.limits.KeepMax),
-			"a session of %s may be kept for %s at a time, not %s", s.project.Owner, s.limits.KeepMax, config.Duration(d))
+			"a session of %s may be kept for %s at a time (keep_max), not %s", s.project.Owner, s.limits.KeepMax, config.Duration(d))
 	}
 	until = now.Add(d)
 	if limit := time.Duration(s.limits.MaxLifetime); limit > 0 {

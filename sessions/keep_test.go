@@ -158,7 +158,7 @@ func TestKeepIsBounded(t *testing.T) {
 		}
 		is(t, keep(p, time.Hour, ""), fault.ExitNoSuch, "no container")
 		held := w.attach(p)
-		is(t, keep(p, 73*time.Hour, ""), fault.ExitDenied, "72h at a time, not 73h")
+		is(t, keep(p, 73*time.Hour, ""), fault.ExitDenied, "72h at a time (keep_max), not 73h")
 		is(t, keep(p, time.Hour, strings.Repeat("x", 201)), fault.ExitUsage)
 		w.keep(p, 72*time.Hour, "")
 		time.Sleep(30 * time.Hour)

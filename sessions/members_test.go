@@ -81,7 +81,7 @@ func TestReadOnlySession(t *testing.T) {
 
 		// It is rita who can have no second one.
 		_, err := w.Attach(t.Context(), w.project("rita", "own", 0), nil)
-		is(t, err, fault.ExitDenied, "rita may have 1 session at once and has: alice.thesis", "container retire alice.thesis")
+		is(t, err, fault.ExitDenied, "rita may have 1 session at once and has: alice.thesis", "container retire alice.thesis (limits.sessions is 1)")
 
 		w.restart()
 		again := w.attach(rita)

@@ -201,7 +201,7 @@ func (m *Manager) check(ctx context.Context, p Project) (Account, error) {
 	case p.GPUs < 0:
 		return Account{}, fault.New(fault.ExitFailed, "ask for 0 or more", "a project cannot have %s", count(p.GPUs, "GPU"))
 	case p.Profile == "" && float64(p.GPUs) > limit, p.Profile != "" && limit == 0:
-		return Account{}, fault.New(fault.ExitDenied, fmt.Sprintf("ask for at most %v, or your administrator for more", limit),
+		return Account{}, fault.New(fault.ExitDenied, fmt.Sprintf("ask for at most %v, or your administrator for more (limits.gpus)", limit),
 			"%s may use %s at once, not %s", p.Owner, gpus(limit), p.want().Words())
 	case p.Profile != "" && !gpu.IsProfile(p.Profile):
 		return Account{}, fault.New(fault.ExitFailed, "a profile looks like 1g.10gb", "%q cannot be a MIG profile's name", p.Profile)

@@ -119,7 +119,7 @@ func TestCreate(t *testing.T) {
 	greedy, negative, odd := named("greedy"), named("negative"), named("odd")
 	greedy.GPUs, negative.GPUs, odd.Image = 3, -1, "--privileged"
 	_, err := create(greedy)
-	is(t, err, fault.ExitDenied, "alice may use 2 GPUs at once, not 3", "at most 2")
+	is(t, err, fault.ExitDenied, "alice may use 2 GPUs at once, not 3", "at most 2, or your administrator for more (limits.gpus)")
 	_, err = create(negative)
 	is(t, err, fault.ExitFailed, "cannot have -1 GPUs")
 	_, err = create(odd)

@@ -167,7 +167,7 @@ func explainOver(over *gpu.OverLimit, made plan, leases []gpu.Lease, devices []g
 	p, may := made.project, fmt.Sprintf("%s may use %s at once", made.project.holder(), gpus(over.Limit))
 	own, last := ownHeld(p.holder(), leases, devices)
 	if len(own) > 0 {
-		return &fault.Error{Exit: fault.ExitDenied, Say: may + ": " + strings.Join(own, ", "), Hint: "retire one: container retire " + last, Err: over}
+		return &fault.Error{Exit: fault.ExitDenied, Say: may + ": " + strings.Join(own, ", "), Hint: fmt.Sprintf("retire one: container retire %s (limits.gpus is %v)", last, over.Limit), Err: over}
 	}
 	say := fmt.Sprintf("%s, and project %q asks for %s", may, p.Name, made.want.Words())
 	return &fault.Error{Exit: fault.ExitDenied, Say: say, Hint: p.lessHint(int(over.Limit)), Err: over}

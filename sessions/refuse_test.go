@@ -50,7 +50,7 @@ func TestNoLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _ := full(t)
 		_, err := w.Attach(t.Context(), w.project("holder", "more", 1), nil)
-		is(t, err, fault.ExitDenied, "holder may use 4 GPUs at once", "container retire big")
+		is(t, err, fault.ExitDenied, "holder may use 4 GPUs at once", "container retire big (limits.gpus is 4)")
 		_, err = w.AttachNow(t.Context(), w.project("alice", "thesis", 1), nil)
 		is(t, err, fault.ExitNoGPU, "no GPU is free: GPU 0 is held by holder since", "project launch thesis --wait", "project launch thesis --gpus 0")
 		once := w.project("alice", "wide", 1)

@@ -94,9 +94,9 @@ func checkCount(ctx context.Context, tx *sql.Tx, account Account, files bool) er
 		return fault.New(fault.ExitFailed, "try again in a minute, or log in to one of them and copy then",
 			"%s moves files in %d projects already: %s", account.Name, len(names), strings.Join(names, ", "))
 	case limit == 0:
-		return fault.New(fault.ExitDenied, "ask your administrator", "%s may have no sessions", account.Name)
+		return fault.New(fault.ExitDenied, "ask your administrator", "%s may have no sessions (limits.sessions is 0)", account.Name)
 	default:
-		return fault.New(fault.ExitDenied, "retire one: container retire "+names[0],
+		return fault.New(fault.ExitDenied, fmt.Sprintf("retire one: container retire %s (limits.sessions is %d)", names[0], limit),
 			"%s may have %s at once and has: %s", account.Name, count(limit, "session"), strings.Join(names, ", "))
 	}
 }
