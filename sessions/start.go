@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -147,12 +148,9 @@ func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err err
 	if !p.Start.Furnish {
 		return nil
 	}
-	brought, err := fs.ReadDir(f.r.FS(), ".")
+	has, err := f.brought()
 	if err != nil {
 		return err
-	}
-	has := func(beginning string) bool {
-		return slices.ContainsFunc(brought, func(d fs.DirEntry) bool { return strings.HasPrefix(strings.ToLower(d.Name()), beginning) })
 	}
 	for _, one := range templates[p.Start.Template] {
 		if err := f.mkdirAll(one.path); err != nil {
@@ -160,10 +158,10 @@ func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err err
 		}
 	}
 	written := map[string]string{}
-	if !has("readme") {
+	if !has.readme {
 		written["README.md"] = m.readme(*p, p.Start.Template)
 	}
-	if !has(".gitignore") {
+	if !has.gitignore {
 		written[".gitignore"] = gitignore
 	}
 	for name, text := range written {
@@ -171,11 +169,36 @@ func (m *Manager) furnish(ctx context.Context, p *Project, f furnisher) (err err
 			return err
 		}
 	}
-	if p.Repository = slices.ContainsFunc(brought, func(d fs.DirEntry) bool { return d.Name() == ".git" }); p.Repository {
+	if p.Repository = has.repository; p.Repository {
 		return nil
 	}
 	p.Repository, err = f.repository(ctx, written)
 	return err
+}
+
+// brought says what of ds01's own files came with an archive. It reads some names at a
+// time: there may be half a million.
+func (f furnisher) brought() (has struct{ readme, gitignore, repository bool }, err error) {
+	dir, err := f.r.Open(".")
+	if err != nil {
+		return has, err
+	}
+	defer func() { _ = dir.Close() }()
+	for {
+		names, err := dir.Readdirnames(256)
+		for _, name := range names {
+			lower := strings.ToLower(name)
+			has.readme = has.readme || strings.HasPrefix(lower, "readme")
+			has.gitignore = has.gitignore || strings.HasPrefix(lower, ".gitignore")
+			has.repository = has.repository || name == ".git"
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return has, nil
+		case err != nil:
+			return has, err
+		}
+	}
 }
 
 func (f furnisher) mkdirAll(rel string) error {
