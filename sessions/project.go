@@ -119,6 +119,9 @@ func (m *Manager) Create(ctx context.Context, by string, p Project) (Project, er
 	if exists, err := m.exists(ctx, p.Ref); err != nil || exists {
 		return Project{}, cmp.Or(err, errExists(p.Name))
 	}
+	if err := m.mayHaveMore(ctx, p.Owner); err != nil {
+		return Project{}, err
+	}
 	made, err := dir.make(account.UID, account.GID, func(inside *os.Root) error {
 		return m.furnish(ctx, &p, furnisher{inside, account.UID, account.GID})
 	})
@@ -222,6 +225,21 @@ func (m *Manager) exists(ctx context.Context, ref Ref) (exists bool, err error) 
 		return false, fmt.Errorf("look for project %s: %w", ref, explainDB(err))
 	}
 	return exists, nil
+}
+
+// maxProjects is how many projects one may own. Nobody has so many on purpose.
+const maxProjects = 500
+
+// mayHaveMore refuses a project to somebody who has maxProjects.
+func (m *Manager) mayHaveMore(ctx context.Context, owner string) error {
+	var n int
+	if err := m.DB.QueryRowContext(ctx, `SELECT count(*) FROM projects WHERE owner = ?`, owner).Scan(&n); err != nil {
+		return fmt.Errorf("count the projects of %s: %w", owner, explainDB(err))
+	}
+	if n >= maxProjects {
+		return fault.New(fault.ExitFailed, "delete one that is not needed: project delete NAME", "%s has %d projects, and nobody may have more", owner, n)
+	}
+	return nil
 }
 
 func errExists(name string) error {

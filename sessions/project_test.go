@@ -193,3 +193,28 @@ func TestWorkspaceThatIsThere(t *testing.T) {
 		t.Errorf("made outside of the root: %v", left)
 	}
 }
+
+// One user makes no endless number of projects, and what is deleted makes room.
+func TestProjectsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.project("alice", "first", 0)
+	if _, err := w.DB.Exec(`WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+		INSERT INTO projects (owner, name, created) SELECT 'alice', 'p' || i, 1 FROM n`); err != nil {
+		t.Fatal(err)
+	}
+	more := sessions.Project{Ref: sessions.Ref{Owner: "alice", Name: "more"}}
+	_, err := w.Create(t.Context(), "alice", more)
+	if f := fault.For(err); f.Exit != fault.ExitFailed || f.Say != "alice has 500 projects, and nobody may have more" {
+		t.Errorf("error = %v", err)
+	}
+	if _, err := os.Lstat(w.Workspace(more.Ref)); err == nil {
+		t.Error("a workspace was made all the same")
+	}
+	if err := w.Delete(t.Context(), "alice", sessions.Ref{Owner: "alice", Name: "p2"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Create(t.Context(), "alice", more); err != nil {
+		t.Errorf("after one was deleted: %v", err)
+	}
+	w.project("bob", "first", 0)
+}
