@@ -134,8 +134,9 @@ func (c *conn) Read(b []byte) (int, error) {
 // receive reads from the socket. What a client sends before it has authenticated is
 // bounded, and it costs CPU time to answer: see turn.
 func (c *conn) receive(b []byte) (int, error) {
-	c.turn.give(&c.s.computes)
+	c.turn.read(&c.s.computes)
 	n, err := c.Conn.Read(b)
+	c.turn.reading.Store(false)
 	if n > 0 && !c.proved.Load() {
 		if c.unread -= n; c.unread < 0 {
 			return 0, errTooLong
@@ -164,7 +165,18 @@ func (c *conn) receive(b []byte) (int, error) {
 // ciphers that seal, none has packets of a multiple of 8 bytes: 4 of length,
 // blocks of 8 or 16, and a tag of 16 (RFC 5647 §7.2, PROTOCOL.chacha20poly1305).
 func (c *conn) Write(b []byte) (int, error) {
+	if c.proved.Load() {
+		return c.send(b)
+	}
 	c.turn.give(&c.s.computes)
+	n, err := c.send(b)
+	if err == nil {
+		err = c.turn.resume(c)
+	}
+	return n, err
+}
+
+func (c *conn) send(b []byte) (int, error) {
 	switch {
 	case c.introduced: // the library's first: hello has sent the same
 		c.introduced = false

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // turns lets so many work at once, and the others wait for their turn, in which
@@ -18,18 +19,54 @@ type turns struct {
 	waits map[netip.Prefix][]chan struct{}
 }
 
-// A turn is one that a connection may hold: from when it has read something that
-// the client has sent until it answers, or reads on. A key exchange costs much more
-// CPU time here than it costs the client who asks for it.
-type turn struct{ held, ended atomic.Bool }
+// A turn is one that a connection may hold whenever it does not wait for the client,
+// in a read or a write. A key exchange costs much more CPU time here than it costs the
+// client who asks for it.
+type turn struct {
+	held, ended, reading atomic.Bool
 
-// take waits for a turn for c.
+	taking sync.Mutex  // by one goroutine at a time: one turn is enough
+	limit  *time.Timer // gives it back
+}
+
+// turnTime is how long one turn lasts at most: many times what a key exchange takes.
+// A connection may wait for somebody else meanwhile, such as the site's command.
+const turnTime = 100 * time.Millisecond
+
+// read gives the turn back for as long as the connection waits for the client.
+func (t *turn) read(to *turns) {
+	t.reading.Store(true)
+	t.give(to)
+}
+
+// resume waits for a turn for c after a write: what a client has sent together may
+// cost CPU time again. While somebody reads, they take one once something comes.
+func (t *turn) resume(c *conn) error {
+	if t.reading.Load() {
+		return nil
+	}
+	err := t.take(c)
+	if t.reading.Load() { // meanwhile
+		t.give(&c.s.computes)
+	}
+	return err
+}
+
+// take waits for a turn for c, unless it has one.
 func (t *turn) take(c *conn) error {
+	t.taking.Lock()
+	defer t.taking.Unlock()
+	if t.held.Load() {
+		return nil
+	}
 	if err := c.s.computes.take(c.ctx, c.source, computing()); err != nil {
 		return err
 	}
-	if t.held.Swap(true) {
-		c.s.computes.give() // it has one
+	t.held.Store(true)
+	if t.limit == nil {
+		t.limit = time.AfterFunc(turnTime, func() { t.give(&c.s.computes) })
+	} else {
+		t.limit.Reset(turnTime)
 	}
 	if t.ended.Load() {
 		t.give(&c.s.computes)
