@@ -369,6 +369,9 @@ func (ch *channel) control(proc sessions.Process, stop <-chan struct{}) {
 		case <-repaint.Due:
 			err = repaint.Step(proc, size)
 		case <-stop:
+			if ch.pty { // a list that led here draws on, and may lead elsewhere
+				ch.cmd.PTY.Size = size
+			}
 			return
 		}
 		if err != nil && !errors.Is(err, io.EOF) {
