@@ -53,7 +53,7 @@ func (w *world) flood(client *gossh.Client, n int, line string, text []byte) (ou
 func TestUnreadInput(t *testing.T) {
 	w := newWorld(t, func(c *config.Config, _ *Server) { c.SSH.KeepaliveEvery = config.Duration(time.Second) })
 	client := w.dial("alice", "thesis")
-	w.flood(client, 80, "exec sleep 600", make([]byte, 3<<20)) // 160 MiB of windows
+	w.flood(client, 40, "exec sleep 600", make([]byte, 3<<20)) // 80 MiB of windows
 	eventually(t, "the limit", func() bool { return w.sent("alice") > maxBacklog })
 	for _, user := range []string{"alice", "bob"} {
 		if got := exec(t, w.dial(user, "thesis"), "echo well"); got.out != "well\n" {

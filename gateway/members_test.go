@@ -40,6 +40,7 @@ func TestUnshareEndsConnections(t *testing.T) {
 	client = w.dial("mallory", "alice.thesis")
 	session, out, errs = lasting(t, client)
 	tty := w.terminal(client, "")
+	tty.shows(", up ") // it is in
 	_, err := w.Sessions.Unshare(t.Context(), "alice", p, "mallory")
 	must(t, err)
 	// Their own session ends with that, and either may be noticed first.

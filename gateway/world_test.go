@@ -102,6 +102,7 @@ func newWorld(t *testing.T, change ...func(*config.Config, *Server)) *world {
 			t.Errorf("Serve: %v", err)
 		}
 		must(t, errors.Join(m.Close(), store.Close(), d.Close()))
+		w.fake.Close()
 		noGoroutines(t)
 		if t.Failed() {
 			t.Logf("the gateway's log:\n%s", w.log)

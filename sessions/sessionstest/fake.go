@@ -105,6 +105,15 @@ func (f *Fake) Kill(session, reason string) {
 	}
 }
 
+// Close ends what still runs, when nobody uses the engine any more.
+func (f *Fake) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, b := range f.boxes {
+		b.die("the test is over")
+	}
+}
+
 // OutOfMemory has the kernel end a process in a session's container, which goes on.
 func (f *Fake) OutOfMemory(session, process string, limit config.Bytes) {
 	f.mu.Lock()
