@@ -2,6 +2,8 @@ package console
 
 import (
 	"encoding/json"
+	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -50,6 +52,21 @@ func TestLimits(t *testing.T) {
 	}
 	if _, stderr, exit := do(t, b, root, "limits --user bbo"); exit != 4 || !strings.Contains(stderr, "did you mean bob?") {
 		t.Errorf("nobody's: exit %d, %q", exit, stderr)
+	}
+}
+
+// Scripts read every limit that people do.
+func TestLimitsInJSON(t *testing.T) {
+	b, err := json.Marshal(asLimitsJSON(config.Policy{}))
+	var has map[string]any
+	if err = errors.Join(err, json.Unmarshal(b, &has)); err != nil {
+		t.Fatal(err)
+	}
+	for f := range reflect.TypeFor[config.Limits]().Fields() {
+		key := f.Tag.Get("yaml")
+		if _, ok := has[key]; !ok && key != "forward" {
+			t.Errorf("no %s", key)
+		}
 	}
 }
 

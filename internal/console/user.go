@@ -41,12 +41,15 @@ type originJSON struct {
 type limitsJSON struct {
 	GPUs        float64 `json:"gpus"` // a MIG instance counts its part of one
 	Weight      float64 `json:"weight"`
+	Connections int     `json:"connections"`
 	Sessions    int     `json:"sessions"`
 	CPUs        float64 `json:"cpus"`
 	Memory      int64   `json:"memory"`
 	Shm         int64   `json:"shm"`
 	Pids        int     `json:"pids"`
 	NoFile      int     `json:"nofile"`
+	MemLock     int64   `json:"memlock"`
+	Terminals   int     `json:"terminals"`
 	IdleTimeout float64 `json:"idle_timeout"`
 
 	ConnectedIdleTimeout float64 `json:"connected_idle_timeout"`
@@ -301,8 +304,8 @@ func limitFields(p config.Policy) []field {
 func asLimitsJSON(p config.Policy) *limitsJSON {
 	seconds := func(d config.Duration) float64 { return time.Duration(d).Seconds() }
 	return &limitsJSON{
-		GPUs: p.GPUs, Weight: p.Weight, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
-		Pids: p.Pids, NoFile: p.NoFile, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
+		GPUs: p.GPUs, Weight: p.Weight, Connections: p.Connections, Sessions: p.Sessions, CPUs: p.CPUs, Memory: int64(p.Memory), Shm: int64(p.Shm),
+		Pids: p.Pids, NoFile: p.NoFile, MemLock: int64(p.MemLock), Terminals: p.Terminals, IdleTimeout: seconds(p.IdleTimeout), MaxLifetime: seconds(p.MaxLifetime),
 		ConnectedIdleTimeout: seconds(p.ConnectedIdleTimeout), GPUIdleTimeout: seconds(p.GPUIdleTimeout),
 		KeepMax: seconds(p.KeepMax), KeepContended: seconds(p.KeepContended), StopGrace: seconds(p.StopGrace), Image: p.Image, Root: p.Root,
 	}
