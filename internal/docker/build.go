@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -79,7 +80,7 @@ func (r *Runtime) Build(ctx context.Context, b sessions.Build, progress func(ses
 	defer run.clean(ctx)
 	id, err := run.build(ctx)
 	if err != nil {
-		return sessions.Built{}, err
+		return sessions.Built{}, cmp.Or(context.Cause(ctx), err)
 	}
 	before, beforeErr := r.docker.ImageInspect(ctx, made.Ref)
 	if err := r.docker.ImageTag(ctx, id, made.Ref); err != nil {
