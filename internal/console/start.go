@@ -1,6 +1,7 @@
 package console
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -22,12 +23,27 @@ type starting struct {
 func (s *starting) flags(cmd *cobra.Command) {
 	names := sessions.Templates()
 	cmd.Flags().BoolVar(&s.bare, "bare", false, "add nothing to a new workspace")
-	cmd.Flags().StringVar(&s.template, "template", "", "folders for a kind of work: "+strings.Join(names, ", "))
-	cmd.Flags().StringVar(&s.from, "from", "", "begin with a copy of a directory, or - with a tar archive on standard input")
-	cmd.Flags().StringVar(&s.git, "git", "", "begin with a clone of the repository at this URL")
+	cmd.Flags().Var((*filled)(&s.template), "template", "folders for a kind of work: "+strings.Join(names, ", "))
+	cmd.Flags().Var((*filled)(&s.from), "from", "begin with a copy of a directory, or - with a tar archive on standard input")
+	cmd.Flags().Var((*filled)(&s.git), "git", "begin with a clone of the repository at this URL")
 	// These fail for a flag that is not there.
 	_ = cmd.RegisterFlagCompletionFunc("template", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.MarkFlagDirname("from")
+}
+
+// filled is a flag's text that must not be empty, as it is where a script's
+// variable has no value.
+type filled string
+
+func (f *filled) String() string { return string(*f) }
+func (f *filled) Type() string   { return "string" }
+
+func (f *filled) Set(text string) error {
+	if text == "" {
+		return errors.New("it is empty")
+	}
+	*f = filled(text)
+	return nil
 }
 
 // start is what the flags ask for.

@@ -115,3 +115,15 @@ func TestProjectCreateFrom(t *testing.T) {
 		t.Errorf("again: exit %d, %q", exit, stderr)
 	}
 }
+
+// A flag of `project create` whose variable was empty in somebody's script makes
+// no empty project.
+func TestCreateFromNothing(t *testing.T) {
+	b := backend(t)
+	for _, flag := range []string{"git", "from", "template"} {
+		stdout, stderr, exit := do(t, b, root, "project create alice.none --"+flag+"=")
+		if exit != fault.ExitUsage || stdout != "" || !strings.Contains(stderr, "--"+flag+": \"\" is not a value") {
+			t.Errorf("--%s '': exit %d, stdout %q, stderr %q", flag, exit, stdout, stderr)
+		}
+	}
+}
