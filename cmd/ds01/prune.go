@@ -21,7 +21,7 @@ func (h *house) prune(ctx context.Context, d *sql.DB) (close func() error) {
 	go fault.Guard(h.log, func() {
 		defer ended.Done()
 		for tick := time.NewTicker(pruneEvery); ; {
-			h.pruneOnce(ctx, d)
+			fault.Guard(h.log, func() { h.pruneOnce(ctx, d) }, nil) // the next hour is another try
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
