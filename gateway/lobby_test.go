@@ -193,7 +193,7 @@ func TestLobbySlowAndPersistent(t *testing.T) {
 	})
 }
 
-// A source that fails has fewer places, and never none. Time and logins mend that.
+// A source that fails has fewer places, and never none. Its places come back with time and with logins.
 func TestLobbyShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHall(t, 200, 100, 1000)

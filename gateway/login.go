@@ -337,7 +337,7 @@ func (ch *channel) greet(p sessions.Project, h *hold, waited bool) {
 	}
 }
 
-// company names the others who may be in p's session, or returns "".
+// company returns the names of the other people that p is shared with, or "".
 func (ch *channel) company(p sessions.Project) string {
 	if p.ReadOnly { // a session of one's own
 		return ""

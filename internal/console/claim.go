@@ -59,7 +59,7 @@ func (c *call) claimMissing(user string, missing []keys.Key, there []keyJSON, fi
 	return nil
 }
 
-// limitOf says until when k lets in, if that is because of who added it.
+// limitOf returns how long k lets its user in, if the credential that added it limits that.
 func limitOf(k keys.Key) string {
 	limit := ""
 	if !k.Expires.IsZero() {
