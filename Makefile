@@ -29,10 +29,10 @@ demo: ## from a bare machine to a shell in a GPU container, step by step
 # The scenarios speak at length. Their whole log goes to a file; what is shown
 # is one line for each, and all that a failed one said.
 verdicts = awk '/^=== / {t = $$3; next} \
-	/^ *--- / {print; if ($$2 == "FAIL:") printf "%s", said[$$3]; t = ""; next} \
+	/^ *--- / {print; if ($$2 == "FAIL:") for (i = 1; i <= n[$$3]; i++) print said[$$3, i]; t = ""; next} \
 	/^panic:/ {loud = 1} \
 	t == "" || loud {print; next} \
-	{said[t] = said[t] $$0 "\n"}'
+	{said[t, ++n[t]] = $$0}'
 
 test: ## unit tests and scenarios, with the race detector, on real Docker and ssh
 	@etc/bring-up clients
