@@ -1,7 +1,7 @@
 // Package dockerfile reads Dockerfiles of strangers. It parses them with BuildKit's
 // own parser, refuses each instruction and flag that it does not know to be safe, and
 // works out what the others mean, variables included. What an engine's builder has to
-// do, it prints anew from that, in a form that every engine reads alike. It runs
+// do, it prints again from that, in a form that every engine reads alike. It runs
 // nothing and knows no engine.
 package dockerfile
 
